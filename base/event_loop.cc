@@ -1,0 +1,210 @@
+#include "base/event_loop.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "base/assert.h"
+#include "base/mutex.h"
+#include "base/unique_fd.h"
+
+namespace lethe {
+namespace asio = boost::asio;
+using boost::system::error_code;
+
+struct EventLoop::Impl {
+  asio::io_context context{1};
+  std::optional<asio::executor_work_guard<asio::io_context::executor_type>> work{
+      context.get_executor()};
+};
+
+namespace {
+
+// A registration outlives its Watch while a handler of it is queued or running: hence the shared
+// state, which the Watch only marks dead. The callback is destroyed with it, never under its feet.
+struct DescriptorState : std::enable_shared_from_this<DescriptorState> {
+  DescriptorState(asio::io_context& context, asio::posix::descriptor_base::wait_type wait,
+                  EventLoop::Callback call)
+      : descriptor(context), type(wait), callback(std::move(call)) {}
+
+  void arm() {
+    descriptor.async_wait(type, [self = shared_from_this()](const error_code& error) {
+      if (error || !self->live) return;
+      self->callback();
+      if (self->live) self->arm();
+    });
+  }
+
+  asio::posix::stream_descriptor descriptor;
+  asio::posix::descriptor_base::wait_type type;
+  EventLoop::Callback callback;
+  bool live = true;
+};
+
+class DescriptorWatch : public EventLoop::Watch {
+ public:
+  explicit DescriptorWatch(std::shared_ptr<DescriptorState> state) : x_state(std::move(state)) {}
+  ~DescriptorWatch() override {
+    x_state->live = false;
+    error_code ignored;
+    x_state->descriptor.close(ignored);
+  }
+
+ private:
+  std::shared_ptr<DescriptorState> x_state;
+};
+
+struct TimerState {
+  TimerState(asio::io_context& context, EventLoop::Callback call)
+      : timer(context), callback(std::move(call)) {}
+  asio::steady_timer timer;
+  EventLoop::Callback callback;
+  uint64_t generation = 0;  // a handler of an older start() finds another number and does nothing
+};
+
+class AsioTimer : public EventLoop::Timer {
+ public:
+  AsioTimer(asio::io_context& context, EventLoop::Callback callback)
+      : x_state(std::make_shared<TimerState>(context, std::move(callback))) {}
+  ~AsioTimer() override { cancel(); }
+  void start(std::chrono::nanoseconds delay) override {
+    const uint64_t generation = ++x_state->generation;
+    x_state->timer.expires_after(delay);
+    x_state->timer.async_wait([state = x_state, generation](const error_code& error) {
+      if (!error && state->generation == generation) state->callback();
+    });
+  }
+  void cancel() override {
+    ++x_state->generation;
+    x_state->timer.cancel();
+  }
+
+ private:
+  std::shared_ptr<TimerState> x_state;
+};
+
+struct SignalState : std::enable_shared_from_this<SignalState> {
+  SignalState(asio::io_context& context, std::function<void(int)> call)
+      : set(context), callback(std::move(call)) {}
+  void arm() {
+    set.async_wait([self = shared_from_this()](const error_code& error, int signal) {
+      if (error || !self->live) return;
+      self->callback(signal);
+      if (self->live) self->arm();
+    });
+  }
+  asio::signal_set set;
+  std::function<void(int)> callback;
+  bool live = true;
+};
+
+class SignalWatch : public EventLoop::Watch {
+ public:
+  explicit SignalWatch(std::shared_ptr<SignalState> state) : x_state(std::move(state)) {}
+  ~SignalWatch() override {
+    x_state->live = false;
+    error_code ignored;
+    x_state->set.clear(ignored);
+  }
+
+ private:
+  std::shared_ptr<SignalState> x_state;
+};
+
+Result<std::unique_ptr<EventLoop::Watch>> watch(asio::io_context& context, int fd,
+                                                asio::posix::descriptor_base::wait_type type,
+                                                EventLoop::Callback callback) {
+  // A duplicate, since the registration closes what it holds, and since one descriptor can be
+  // registered only once with epoll while we may want both directions of it.
+  UniqueFd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+  if (!copy.valid()) return host_error("cannot duplicate descriptor {}: {}", fd, errno_text(errno));
+  auto state = std::make_shared<DescriptorState>(context, type, std::move(callback));
+  error_code error;
+  state->descriptor.assign(copy.get(), error);
+  if (error) return host_error("cannot watch descriptor {}: {}", fd, error.message());
+  (void)copy.release();
+  state->arm();
+  return std::make_unique<DescriptorWatch>(std::move(state));
+}
+
+}  // namespace
+
+EventLoop::EventLoop() : x_impl(std::make_unique<Impl>()) {}
+EventLoop::~EventLoop() = default;
+
+Result<std::unique_ptr<EventLoop::Watch>> EventLoop::watch_readable(int fd, Callback callback) {
+  return watch(x_impl->context, fd, asio::posix::descriptor_base::wait_read, std::move(callback));
+}
+
+Result<std::unique_ptr<EventLoop::Watch>> EventLoop::watch_writable(int fd, Callback callback) {
+  return watch(x_impl->context, fd, asio::posix::descriptor_base::wait_write, std::move(callback));
+}
+
+std::unique_ptr<EventLoop::Timer> EventLoop::make_timer(Callback callback) {
+  return std::make_unique<AsioTimer>(x_impl->context, std::move(callback));
+}
+
+Result<std::unique_ptr<EventLoop::Watch>> EventLoop::watch_signals(
+    std::initializer_list<int> signals, std::function<void(int)> callback) {
+  auto state = std::make_shared<SignalState>(x_impl->context, std::move(callback));
+  for (const int signal : signals) {
+    error_code error;
+    state->set.add(signal, error);
+    if (error) return host_error("cannot watch signal {}: {}", signal, error.message());
+  }
+  state->arm();
+  return std::make_unique<SignalWatch>(std::move(state));
+}
+
+void EventLoop::post(Callback work) { asio::post(x_impl->context, std::move(work)); }
+
+void EventLoop::run() {
+  x_impl->context.restart();
+  x_impl->context.run();
+}
+
+void EventLoop::stop() {
+  asio::post(x_impl->context, [this] { x_impl->context.stop(); });
+}
+
+struct IoThread::Impl {
+  std::thread thread;
+};
+
+IoThread::IoThread(const char* name)
+    : x_loop(std::make_unique<EventLoop>()), x_impl(std::make_unique<Impl>()) {
+  x_impl->thread = std::thread([loop = x_loop.get(), name = std::string(name).substr(0, 15)] {
+    pthread_setname_np(pthread_self(), name.c_str());
+    loop->run();
+  });
+}
+
+IoThread::~IoThread() {
+  x_loop->stop();
+  x_impl->thread.join();
+}
+
+void IoThread::run_and_wait(std::function<void()> work) {
+  LETHE_ASSERT(x_impl->thread.get_id() != std::this_thread::get_id());
+  Mutex mutex;
+  CondVar done_changed;
+  bool done = false;
+  x_loop->post([&] {
+    work();
+    MutexLock lock(mutex);
+    done = true;
+    done_changed.notify_one();  // under the lock: the waiter destroys both after it
+  });
+  MutexLock lock(mutex);
+  while (!done) done_changed.wait(mutex);
+}
+
+}  // namespace lethe

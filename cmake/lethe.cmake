@@ -1,0 +1,72 @@
+# Flags and the two helper functions every folder uses.
+include(CheckPIESupported)
+check_pie_supported()
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+find_package(Threads REQUIRED)
+find_package(GTest REQUIRED)
+
+add_library(lethe_flags INTERFACE)
+target_include_directories(lethe_flags INTERFACE ${PROJECT_SOURCE_DIR})
+target_compile_options(lethe_flags INTERFACE
+  -Wall -Wextra -Werror -Wshadow -Wnon-virtual-dtor -Wthread-safety -Wconversion
+  -Wno-sign-conversion -fno-omit-frame-pointer -ffunction-sections -fdata-sections)
+target_compile_definitions(lethe_flags INTERFACE _GNU_SOURCE)
+target_link_options(lethe_flags INTERFACE -fuse-ld=lld -Wl,--gc-sections)
+if(LETHE_SANITIZE)
+  target_compile_options(lethe_flags INTERFACE -fsanitize=${LETHE_SANITIZE}
+    -fno-sanitize-recover=all)
+  target_link_options(lethe_flags INTERFACE -fsanitize=${LETHE_SANITIZE})
+endif()
+if(LETHE_FUZZ)
+  target_compile_options(lethe_flags INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
+# One static library a folder: every .cc below it that is not a test, a program or a fuzzer.
+# lethe_library(name [DEPS ...])
+function(lethe_library name)
+  cmake_parse_arguments(ARG "" "" "DEPS" ${ARGN})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
+  list(FILTER sources EXCLUDE REGEX "(_test|_main|_fuzz)\\.cc$")
+  add_library(${name} STATIC ${sources})
+  target_link_libraries(${name} PUBLIC lethe_flags ${ARG_DEPS})
+endfunction()
+
+# One test program a folder, of all the *_test.cc below it; ctest label "unit".
+# lethe_tests(library [DEPS ...])
+function(lethe_tests library)
+  cmake_parse_arguments(ARG "" "" "DEPS" ${ARGN})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*_test.cc)
+  if(NOT sources)
+    return()
+  endif()
+  add_executable(${library}_tests ${sources})
+  target_link_libraries(${library}_tests PRIVATE ${library} ${ARG_DEPS} GTest::gtest
+    GTest::gmock GTest::gtest_main rapidcheck Threads::Threads)
+  add_test(NAME ${library} COMMAND ${library}_tests)
+  set_tests_properties(${library} PROPERTIES LABELS unit TIMEOUT 300)
+endfunction()
+
+# A program linked in the way the preset asks for.
+# lethe_program(name SOURCES ... DEPS ...)
+function(lethe_program name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS} Threads::Threads)
+  if(LETHE_STATIC)
+    target_link_options(${name} PRIVATE -static-pie)
+  endif()
+endfunction()
+
+# Fuzzers: every *_fuzz.cc below the folder becomes a program of its own (preset fuzz).
+function(lethe_fuzzers library)
+  if(NOT LETHE_FUZZ)
+    return()
+  endif()
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*_fuzz.cc)
+  foreach(source ${sources})
+    get_filename_component(name ${source} NAME_WE)
+    add_executable(${name} ${source})
+    target_link_libraries(${name} PRIVATE ${library} Threads::Threads)
+    target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+  endforeach()
+endfunction()

@@ -1,0 +1,62 @@
+// What a virtio device is to its transport, and the transport to its device.
+//
+// Threading: the transport calls a device from vCPU threads, one call at a time (it holds its lock).
+// A device with an I/O thread hands the work over to it; stop_queue() and reset() return only once
+// that thread no longer touches the queue.
+#pragma once
+
+#include <linux/virtio_config.h>
+#include <linux/virtio_ids.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "base/event_fd.h"
+#include "devices/virtio/queue.h"
+
+namespace lethe {
+
+// The transport's side, for the device to call from any thread.
+class VirtioHost {
+ public:
+  virtual ~VirtioHost() = default;
+  // The device met something it can't go on from: sets DEVICE_NEEDS_RESET and, if the driver is
+  // live, interrupts with a configuration change (virtio 1.2, 2.1.2). `reason` goes to the log,
+  // rate limited.
+  virtual void needs_reset(const char* reason) = 0;
+  // The device's configuration changed: new generation, configuration interrupt (2.5.1).
+  virtual void config_changed() = 0;
+};
+
+class VirtioDevice {
+ public:
+  virtual ~VirtioDevice() = default;
+
+  [[nodiscard]] virtual uint16_t virtio_id() const = 0;    // VIRTIO_ID_*
+  [[nodiscard]] virtual const char* name() const = 0;      // for logs and metrics: "block0"
+  // Device-specific feature bits on offer (0-23 and 50 up). The transport adds VIRTIO_F_VERSION_1,
+  // VIRTIO_F_RING_RESET and the ring's own.
+  [[nodiscard]] virtual uint64_t device_features() const = 0;
+  // The largest size of each queue, powers of two up to kQueueSizeMax; as many as there are queues.
+  [[nodiscard]] virtual std::span<const uint16_t> queue_sizes_max() const = 0;
+
+  // Configuration space. The transport has clipped the range to config_size() bytes.
+  [[nodiscard]] virtual uint32_t config_size() const = 0;  // bytes
+  virtual void read_config(uint32_t offset, std::span<uint8_t> to) = 0;
+  virtual void write_config(uint32_t offset, std::span<const uint8_t> from) = 0;
+
+  // The driver is about to go live with these features (DRIVER_OK); `host` stays valid until
+  // reset(). start_queue() follows for each enabled queue.
+  virtual void start(uint64_t features, VirtioHost& host) = 0;
+  // `queue` is live: the device owns it until stop_queue() or reset(). `kick` is signalled by the
+  // driver's notifications and stays valid as long; the device looks once without a kick too.
+  virtual void start_queue(uint16_t index, std::unique_ptr<Queue> queue, const EventFd& kick) = 0;
+  // One queue's reset (2.6.1): completes or drops what is in flight, then destroys the queue.
+  virtual void stop_queue(uint16_t index) = 0;
+  // The device's reset (2.4): every queue stopped, state as after construction. Also called before
+  // destruction if the device was started. Harmless if it was not.
+  virtual void reset() = 0;
+};
+
+}  // namespace lethe
