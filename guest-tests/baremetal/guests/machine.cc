@@ -1,0 +1,26 @@
+// The machine itself: what is told at boot, the interrupt controllers, the CPUs, and the ways to
+// end.
+#include "guests/machine.h"
+
+#include "kernel/cases.h"
+#include "kernel/check.h"
+
+using namespace kernel;
+
+void guest_main() {
+  print("lethe machine guest\n");
+  static const Case cases[] = {
+      {"banner", machine::banner},
+      {"memory-map", machine::memory_map},
+      {"exit-0", machine::exit_0, true},
+      {"exit-5", machine::exit_5, true},
+      {"exit-63", machine::exit_63, true},
+      {"exit-wide", machine::exit_wide, true},
+      {"panic", machine::panic, true},
+      {"triple-fault", machine::triple_fault_now, true},
+      {"poweroff", machine::poweroff, true},
+      {"reset-register", machine::reset_register, true},
+      {"reset-i8042", machine::reset_i8042, true},
+  };
+  run_cases("machine", cases);
+}

@@ -1,0 +1,21 @@
+// The cases of machine.elf, by theme.
+#pragma once
+
+namespace machine {
+
+// machine_boot.cc: what the VMM tells at entry.
+void banner();
+void memory_map();
+
+// machine_end.cc: each ends the VM.
+void exit_0();
+void exit_5();
+void exit_63();
+void exit_wide();
+void panic();
+void triple_fault_now();
+void poweroff();
+void reset_register();
+void reset_i8042();
+
+}  // namespace machine
