@@ -1,0 +1,120 @@
+// The config of a VM: one struct per table of the TOML file, and how a file becomes one.
+//
+// The keys, their types, ranges, defaults and help texts are described once, in
+// vmm/config_schema.cc; docs/config.md is printed from there. Everything here runs on the main
+// thread before the VM exists.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "memory/guest_memory.h"
+
+namespace lethe {
+
+inline constexpr uint64_t kConfigFileBytesMax = 1 << 20;
+inline constexpr size_t kDisksMax = 24;  // PCI bus 0 has 32 slots; the rest is for other devices
+
+struct MemoryConfig {
+  uint64_t size_bytes = 128 * kMiB;  // 16 MiB to 1 TiB, a multiple of 1 MiB (hugetlb: of 2 MiB)
+  MemoryBacking backing = MemoryBacking::kAnonymous;
+  bool thp = true;
+  bool operator==(const MemoryConfig&) const = default;
+};
+
+enum class OnReboot : uint8_t { kRestart, kExit };
+
+// Every path below is absolute or relative to the working directory: load_config() has put the
+// config file's directory before it. An empty optional path means: none.
+struct BootConfig {
+  std::string kernel;
+  std::string initrd;  // optional
+  std::string cmdline;
+  bool unpack = true;
+  OnReboot on_reboot = OnReboot::kRestart;
+  uint32_t stop_timeout_ms = 10000;  // 0: the first SIGTERM already ends the VM by force
+  bool operator==(const BootConfig&) const = default;
+};
+
+enum class ConsoleInput : uint8_t { kSerial, kVirtio };
+
+struct ConsoleConfig {
+  ConsoleInput input = ConsoleInput::kSerial;
+  std::string log;  // optional
+  bool operator==(const ConsoleConfig&) const = default;
+};
+
+struct DiskConfig {
+  std::string path;
+  bool read_only = false;
+  bool direct = false;
+  uint32_t queues = 1;        // 1 to 16
+  uint32_t queue_size = 256;  // a power of two, 16 to 1024
+  uint64_t iops_max = 0;             // requests per second, 0: no limit
+  uint64_t bandwidth_bytes_max = 0;  // bytes per second, 0: no limit
+  bool operator==(const DiskConfig&) const = default;
+};
+
+struct RngConfig {
+  bool enabled = true;
+  std::string source = "/dev/urandom";
+  bool operator==(const RngConfig&) const = default;
+};
+
+// What `lethe check` expects of the guest. Nothing else reads it.
+struct CheckConfig {
+  bool present = false;  // the file has a [check] table
+  uint32_t deadline_ms = 60000;
+  std::string exit = "poweroff";  // as written; expected_exit_code() translates it
+  std::vector<std::string> must_match;      // regular expressions (ECMAScript), each within a line
+  std::vector<std::string> must_not_match;  // the same
+  std::vector<std::string> needs;
+  bool operator==(const CheckConfig&) const = default;
+};
+
+struct VmConfig {
+  std::string name;  // [a-z0-9][a-z0-9._-]{0,63}
+  uint32_t cpus = 1;
+  MemoryConfig memory;
+  BootConfig boot;
+  ConsoleConfig console;
+  std::vector<DiskConfig> disks;
+  RngConfig rng;
+  CheckConfig check;
+  bool operator==(const VmConfig&) const = default;
+};
+
+// A VM's name: it names a directory, and people type it.
+inline constexpr const char* kNameRule =
+    "1 to 64 of a-z, 0-9, '.', '_' and '-', the first one a letter or a digit";
+[[nodiscard]] bool valid_vm_name(std::string_view name);
+
+// Reads the config in `text`. `file` is its path: for messages, for the default name and as the
+// base of relative paths. `overrides` are "key=value" (`lethe run --set`), applied last; the value
+// is TOML, or else taken as text. Each error becomes one line `FILE:LINE:COL: key 'x.y': what is
+// wrong: what would be right` in `errors`; the config is good only if none was added.
+[[nodiscard]] VmConfig parse_config(std::string_view text, const std::string& file,
+                                    std::span<const std::string> overrides,
+                                    std::vector<std::string>& errors);
+
+// Reads the file's text. Fails (kConfig) when it is missing, unreadable, no regular file, or larger
+// than kConfigFileBytesMax.
+[[nodiscard]] Result<std::string> read_config_file(const std::string& file);
+
+// The two together. The error (kConfig) is one line: the first error, and how many more there are.
+[[nodiscard]] Result<VmConfig> load_config(const std::string& file,
+                                           std::span<const std::string> overrides = {});
+
+// Checks that the files the config names exist, are of the right kind and may be opened as the VM
+// will: one line each, naming key and file. Opens nothing.
+[[nodiscard]] std::vector<std::string> check_config_files(const VmConfig& config,
+                                                          const std::string& file);
+
+// The exit code that `lethe run` must end with for check.exit to hold.
+[[nodiscard]] int expected_exit_code(const CheckConfig& check);
+
+}  // namespace lethe

@@ -1,0 +1,17 @@
+// `lethe doctor`: can this host run VMs, and at hardware speed?
+#pragma once
+
+namespace lethe {
+
+struct DoctorOptions {
+  bool quiet = false;  // print nothing: only the exit code tells (for scripts)
+};
+
+// Exit codes of `lethe doctor`, beside kExitNoKvm (vmm/run.h): /dev/kvm missing or not permitted.
+inline constexpr int kDoctorGood = 0;
+inline constexpr int kDoctorSlow = 1;  // KVM works, but guest code runs by emulation
+
+// Measures, prints what it found and what to do, and returns the exit code.
+[[nodiscard]] int run_doctor(const DoctorOptions& options);
+
+}  // namespace lethe
