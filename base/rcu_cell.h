@@ -58,8 +58,10 @@ class RcuCell {
     }
     ~ReadGuard() {
 #ifdef LETHE_TSAN
-      // liburcu is not instrumented: tell TSan that reads before the unlock happen before the free.
+      // liburcu is not instrumented: tell TSan that reads before the unlock happen before the free,
+      // and before a wait_for_readers() that waits for this guard returns.
       __tsan_release(const_cast<Node*>(x_node));
+      __tsan_release(&x_node->cell.x_readers_left);
 #endif
       urcu_bp_read_unlock();
     }
@@ -89,7 +91,20 @@ class RcuCell {
     std::forward<Edit>(edit)(next->value);
     // Release pairs with the acquire in ReadGuard.
     x_current.store(next.release(), std::memory_order_release);
+#ifdef LETHE_TSAN
+    // The node reaches the freeing thread through liburcu's queue, which TSan doesn't see.
+    __tsan_release(old);
+#endif
     urcu_bp_call_rcu(&old->head, &RcuCell::free_node);
+  }
+
+  // Returns once every guard that existed at the call is gone: nobody uses an older version than
+  // the one that was current then. The calling thread must not hold a guard of any cell.
+  void wait_for_readers() const {
+    urcu_bp_synchronize_rcu();
+#ifdef LETHE_TSAN
+    __tsan_acquire(&x_readers_left);
+#endif
   }
 
   // Versions retired and not yet freed: 0 to backlog_max.
@@ -120,6 +135,9 @@ class RcuCell {
   }
 
   std::atomic<Node*> x_current;
+#ifdef LETHE_TSAN
+  mutable char x_readers_left = 0;  // only its address counts
+#endif
   const size_t x_backlog_max;
   Mutex x_write_mutex;
   mutable Mutex x_backlog_mutex;

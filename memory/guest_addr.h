@@ -1,5 +1,5 @@
-// GuestAddr: a guest physical address, in bytes. A type of its own, so that it is never mistaken for
-// a host pointer or a length.
+// GuestAddr: a guest physical address, in bytes. A type of its own, so that it is never mistaken
+// for a host pointer or a length.
 #pragma once
 
 #include <compare>

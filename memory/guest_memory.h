@@ -5,11 +5,13 @@
 // the guest may change it between two looks (double fetch).
 //
 // Lookups are lock free on every thread (RcuCell). RAM regions stay mapped for the life of the
-// GuestMemory, so an IoSlice stays valid for as long as that lives.
+// GuestMemory, so an IoSlice stays valid for as long as that lives. Regions that come and go
+// (device memory) are reached by copies only: no slice of them is ever handed out.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <type_traits>
@@ -45,12 +47,13 @@ struct GuestMemoryOptions {
   bool thp = true;  // madvise(MADV_HUGEPAGE); anonymous and shared only
 };
 
-// A region of RAM, as the memory map knows it.
+// A region of guest memory, as the memory map knows it.
 struct MemoryRegion {
   GuestAddr start;
-  uint64_t size = 0;          // bytes, a multiple of 4096
-  uint8_t* host = nullptr;    // 2 MiB aligned
-  int fd = -1;                // the memfd behind it, -1 if anonymous
+  uint64_t size = 0;        // bytes, a multiple of 4096
+  uint8_t* host = nullptr;  // RAM: congruent to `start` modulo 2 MiB
+  int fd = -1;              // the memfd behind it, -1 if anonymous
+  bool removable = false;   // added by add_region(): device memory, not RAM
 
   [[nodiscard]] bool contains(GuestAddr address, uint64_t length) const {
     // Written so that nothing can overflow: address >= start is checked first.
@@ -62,7 +65,15 @@ struct MemoryRegion {
 // One version of the memory map: sorted by start, not overlapping.
 struct MemoryMap {
   std::vector<MemoryRegion> regions;
+  // The region that holds the whole range, or none.
   [[nodiscard]] const MemoryRegion* find(GuestAddr address, uint64_t length) const;
+  // See GuestMemory::slice().
+  [[nodiscard]] std::optional<IoSlice> slice(GuestAddr address, uint64_t length) const {
+    const MemoryRegion* const region = find(address, length);
+    if (region == nullptr || region->removable) return std::nullopt;
+    // SAFETY: find() checked that the range lies in the region.
+    return IoSlice{region->host + (address.value - region->start.value), length};
+  }
 };
 
 class GuestMemory {
@@ -72,9 +83,9 @@ class GuestMemory {
     uint64_t size = 0;
   };
 
-  // Reserves (lazily: no page is touched) one region a range. `ranges` are sorted, page aligned,
-  // not empty and do not overlap (else a programmer error). Fails when the host refuses the
-  // mapping; the error says how much was asked for.
+  // Reserves (lazily: no page is touched) one region a range. `ranges` are sorted, page aligned
+  // (hugetlb: start 2 MiB aligned), not empty and do not overlap (else a programmer error). Fails
+  // when the host refuses the mapping; the error says how much was asked for.
   [[nodiscard]] static Result<std::unique_ptr<GuestMemory>> create(std::span<const Range> ranges,
                                                                    const GuestMemoryOptions&);
   ~GuestMemory();
@@ -100,13 +111,27 @@ class GuestMemory {
     return write(address, {reinterpret_cast<const uint8_t*>(&value), sizeof value});
   }
 
-  // The whole range as one slice; nothing unless it lies in one region. A length of 0 gives an
-  // empty slice if the address is inside a region or at its end. Any thread.
+  // The whole range as one slice; nothing unless it lies in one region of RAM. A length of 0 gives
+  // an empty slice if the address is inside a region or at its end. Any thread.
   [[nodiscard]] std::optional<IoSlice> slice(GuestAddr address, uint64_t length) const;
+
+  // The memory map as it is now, held for as long as the guard lives: for several lookups in a row.
+  // Any thread; see RcuCell for what a thread may not do meanwhile.
+  using MapGuard = RcuCell<MemoryMap>::ReadGuard;
+  [[nodiscard]] MapGuard map() const { return x_map.read(); }
+
+  // Adds memory that belongs to the caller and may be removed again: device memory behind a BAR.
+  // Page aligned (else a programmer error). Fails if it overlaps another region. Any thread that
+  // holds no guard.
+  [[nodiscard]] Result<> add_region(GuestAddr start, uint64_t size, uint8_t* host);
+  // Removes a region that add_region() added; false if there is none at `start`. When it returns no
+  // copy touches the region any more, on any thread: the caller may unmap its memory at once. Any
+  // thread that holds no guard.
+  bool remove_region(GuestAddr start);
 
   // The regions now, for KVM memory slots, boot and statistics. Any thread.
   [[nodiscard]] std::vector<MemoryRegion> regions() const;
-  [[nodiscard]] uint64_t total_bytes() const;
+  [[nodiscard]] uint64_t total_bytes() const;  // RAM
 
  private:
   struct Mapping;  // owns one mmap and its memfd

@@ -8,47 +8,64 @@
 // than kInlineSlices, whose storage is kept for the next one.
 #pragma once
 
+#define VIRTIO_RING_NO_LEGACY  // its inline functions are C only
 #include <linux/virtio_ring.h>
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
-#include <vector>
+#include <utility>
 
+#include "base/assert.h"
 #include "base/result.h"
 #include "devices/interrupt.h"
 #include "memory/guest_memory.h"
 
 namespace lethe {
 
-inline constexpr uint16_t kQueueSizeMax = 1024;  // ours; the spec allows 32768 (2.7)
+inline constexpr uint16_t kQueueSizeMax = 1024;                // ours; the spec allows 32768 (2.7)
+inline constexpr uint64_t kChainBytesMax = uint64_t{1} << 32;  // 2.7.5: no chain is longer in total
 
 struct QueueLayout {
-  uint16_t size = 0;   // entries, a power of two up to kQueueSizeMax
-  GuestAddr desc;      // descriptor table, 16-byte aligned
-  GuestAddr driver;    // available ring, 2-byte aligned
-  GuestAddr device;    // used ring, 4-byte aligned
+  uint16_t size = 0;  // entries, a power of two up to kQueueSizeMax
+  GuestAddr desc;     // descriptor table, 16-byte aligned
+  GuestAddr driver;   // available ring, 2-byte aligned
+  GuestAddr device;   // used ring, 4-byte aligned
 };
 
-struct QueueCounters {  // what the queue refused and did; read by any thread
-  std::atomic<uint64_t> chains{0};
-  std::atomic<uint64_t> interrupts{0};
-  std::atomic<uint64_t> rejected{0};  // rules broken by the driver; the queue is broken after one
+// What a queue did and refused. Its owner writes it, any thread may read it; one queue each.
+struct QueueCounters {
+  std::atomic<uint64_t> chains{0};      // popped
+  std::atomic<uint64_t> interrupts{0};  // sent
+  std::atomic<uint64_t> rejected{0};    // rules broken by the driver; the queue is broken after one
 };
 
 class Queue;
 
 // A descriptor chain: what the device may read, then what it may write (2.7.4.2). Move-only and
 // completed exactly once: by complete(), or, if it is dropped, by the destructor with 0 bytes
-// written, so that the driver always gets its buffers back.
+// written, so that the driver always gets its buffers back. Chains are completed in any order.
+// Descriptors of length 0, which the spec does not forbid, are not among the slices.
 class Chain {
  public:
-  Chain(Chain&& other) noexcept;
-  Chain& operator=(Chain&& other) noexcept;
-  ~Chain();
+  Chain(Chain&& other) noexcept
+      : x_queue(std::exchange(other.x_queue, nullptr)), x_head(other.x_head) {}
+  Chain& operator=(Chain&& other) noexcept {
+    if (this != &other) {
+      if (x_queue != nullptr) complete(0);
+      x_queue = std::exchange(other.x_queue, nullptr);
+      x_head = other.x_head;
+    }
+    return *this;
+  }
+  ~Chain() {
+    if (x_queue != nullptr) complete(0);
+  }
 
+  // All of these: not after complete() or a move.
   [[nodiscard]] uint16_t head() const { return x_head; }
   [[nodiscard]] std::span<const IoSlice> readable() const;
   [[nodiscard]] std::span<const IoSlice> writable() const;
@@ -61,8 +78,8 @@ class Chain {
   size_t copy_to_writable(uint64_t offset, std::span<const uint8_t> from) const;
 
   // Puts the chain on the used ring; `written` is the count of bytes written from the start of the
-  // writable part (2.7.8.2). The chain is empty afterwards. Call Queue::interrupt_if_needed() after
-  // a batch of these.
+  // writable part (2.7.8.2), at most writable_bytes() (else a programmer error). The chain is empty
+  // afterwards. Call Queue::interrupt_if_needed() after a batch of these.
   void complete(uint32_t written);
 
  private:
@@ -86,7 +103,9 @@ class Queue {
                                                              Interrupt& interrupt,
                                                              QueueCounters& counters);
   // No chain may be alive.
-  ~Queue();
+  ~Queue() { LETHE_ASSERT(x_in_flight == 0); }
+  Queue(const Queue&) = delete;
+  Queue& operator=(const Queue&) = delete;
 
   // The next available chain. Nothing: the ring is empty, or the queue is broken (look).
   [[nodiscard]] std::optional<Chain> pop();
@@ -95,7 +114,8 @@ class Queue {
   [[nodiscard]] const char* broken_reason() const { return x_broken_reason; }
 
   // Asks the driver (not) to kick. enable returns true if chains became available meanwhile: the
-  // caller must pop again (2.7.10: full fence between setting and looking).
+  // caller must pop again (2.7.10: full fence between setting and looking). A new queue wants
+  // kicks.
   void disable_kicks();
   [[nodiscard]] bool enable_kicks();
 
@@ -107,12 +127,71 @@ class Queue {
 
  private:
   friend class Chain;
-  // Left to queue.cc's author: the rest of the members.
-  Queue() = default;
+
+  // A chain in flight. Trivial, so that the array of them costs no memory until it is used.
+  struct Slot {
+    uint64_t readable_bytes;
+    uint64_t writable_bytes;
+    uint16_t readable_count;
+    uint16_t count;
+    std::array<IoSlice, kInlineSlices> slices;
+  };
+  // Where chains longer than kInlineSlices have all their slices; kept for the next one.
+  struct LongSlices {
+    std::unique_ptr<IoSlice[]> slices;
+    uint16_t capacity = 0;
+  };
+  struct Walk;
+
+  Queue(const GuestMemory& memory, uint64_t features, Interrupt& interrupt,
+        QueueCounters& counters);
+
+  bool walk(uint16_t head);
+  bool enter_indirect(Walk& walk, const vring_desc& desc);
+  bool take_buffer(Walk& walk, const vring_desc& desc);
+  IoSlice& next_slice(uint16_t head, uint16_t count);
+  bool fail(const char* reason);
+  bool fetch_avail_index();
+  void complete(uint16_t head, uint32_t written);
+  [[nodiscard]] const IoSlice* slices(uint16_t head) const {
+    const Slot& slot = x_slots[head];
+    return slot.count <= kInlineSlices ? slot.slices.data() : x_long_slices[head].slices.get();
+  }
+
+  const GuestMemory& x_memory;
+  Interrupt& x_interrupt;
+  QueueCounters& x_counters;
+  const bool x_indirect;
+  const bool x_event_idx;
+
+  // The rings' places in this process, looked up once: RAM stays mapped.
+  const uint8_t* x_desc = nullptr;  // vring_desc[size]
+  uint16_t* x_avail = nullptr;      // flags, idx, ring[size], used_event
+  uint16_t* x_used = nullptr;       // flags, idx, vring_used_elem[size], avail_event
+
   uint16_t x_size = 0;
   uint16_t x_in_flight = 0;
+  uint16_t x_next_avail = 0;   // of the available ring: what pop() takes next
+  uint16_t x_avail_index = 0;  // how far the driver was when we last looked
+  uint16_t x_used_index = 0;
+  uint16_t x_signalled_used = 0;  // x_used_index at the last interrupt_if_needed()
+  uint32_t x_completed = 0;       // chains completed since then
   bool x_broken = false;
   const char* x_broken_reason = "";
+  std::unique_ptr<Slot[]> x_slots;              // by head
+  std::unique_ptr<LongSlices[]> x_long_slices;  // by head
+  std::unique_ptr<bool[]> x_head_in_flight;     // by head
 };
+
+inline std::span<const IoSlice> Chain::readable() const {
+  return {x_queue->slices(x_head), x_queue->x_slots[x_head].readable_count};
+}
+inline std::span<const IoSlice> Chain::writable() const {
+  const Queue::Slot& slot = x_queue->x_slots[x_head];
+  return {x_queue->slices(x_head) + slot.readable_count,
+          static_cast<size_t>(slot.count - slot.readable_count)};
+}
+inline uint64_t Chain::readable_bytes() const { return x_queue->x_slots[x_head].readable_bytes; }
+inline uint64_t Chain::writable_bytes() const { return x_queue->x_slots[x_head].writable_bytes; }
 
 }  // namespace lethe
