@@ -9,7 +9,10 @@ add_library(lethe_flags INTERFACE)
 target_include_directories(lethe_flags INTERFACE ${PROJECT_SOURCE_DIR})
 target_compile_options(lethe_flags INTERFACE
   -Wall -Wextra -Werror -Wshadow -Wnon-virtual-dtor -Wthread-safety -Wconversion
-  -Wno-sign-conversion -fno-omit-frame-pointer -ffunction-sections -fdata-sections)
+  -Wno-sign-conversion
+  # The structs of the Linux UAPI that end in a flexible array are put in front of their array.
+  -Wno-gnu-variable-sized-type-not-at-end
+  -fno-omit-frame-pointer -ffunction-sections -fdata-sections)
 target_compile_definitions(lethe_flags INTERFACE _GNU_SOURCE)
 target_link_options(lethe_flags INTERFACE -fuse-ld=lld -Wl,--gc-sections)
 if(LETHE_SANITIZE)

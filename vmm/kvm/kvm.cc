@@ -1,0 +1,257 @@
+#include "vmm/kvm/kvm.h"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/assert.h"
+#include "base/log.h"
+
+namespace lethe {
+namespace {
+
+constexpr uint32_t kIoapicPins = 24;
+constexpr uint32_t kPicPins = 8;        // each of the two
+constexpr uint32_t kMsiRoutesMax = 4096 - kIoapicPins - 2 * kPicPins;  // KVM_MAX_IRQ_ROUTES
+// Three pages and one page that KVM on Intel without "unrestricted guest" keeps for itself, just
+// below the reset vector, where no RAM and no device of ours is (api.rst 4.35, 4.40).
+constexpr uint64_t kIdentityMapAddress = 0xFFFB'C000;
+constexpr uint64_t kTssAddress = 0xFFFB'D000;
+
+Unexpected kvm_error(std::string text) {
+  return Unexpected(Error{ErrorClass::kKvm, std::move(text)});
+}
+
+Unexpected ioctl_error(const char* what) {
+  return kvm_error(fmt::format("{}: {}", what, errno_text(errno)));
+}
+
+struct Needed {
+  int capability;
+  const char* name;
+};
+constexpr Needed kNeeded[] = {
+    {KVM_CAP_IRQCHIP, "KVM_CAP_IRQCHIP"},
+    {KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY"},
+    {KVM_CAP_IRQFD, "KVM_CAP_IRQFD"},
+    {KVM_CAP_IRQ_ROUTING, "KVM_CAP_IRQ_ROUTING"},
+    {KVM_CAP_IOEVENTFD, "KVM_CAP_IOEVENTFD"},
+    {KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT"},
+    {KVM_CAP_EXT_CPUID, "KVM_CAP_EXT_CPUID"},
+};
+
+}  // namespace
+
+Result<Kvm> Kvm::open() {
+  UniqueFd fd(::open("/dev/kvm", O_RDWR | O_CLOEXEC));
+  if (!fd.valid()) {
+    if (errno == ENOENT)
+      return kvm_error(
+          "/dev/kvm is missing: load the kvm_intel or kvm_amd module, or enable virtualisation in "
+          "the firmware");
+    if (errno == EACCES || errno == EPERM)
+      return kvm_error("/dev/kvm: permission denied: add your user to the 'kvm' group");
+    return kvm_error(fmt::format("/dev/kvm: {}", errno_text(errno)));
+  }
+  const int version = ::ioctl(fd.get(), KVM_GET_API_VERSION, 0);
+  if (version != KVM_API_VERSION)
+    return kvm_error(
+        fmt::format("/dev/kvm speaks API version {}, Lethe needs {}", version, KVM_API_VERSION));
+  const int run_size = ::ioctl(fd.get(), KVM_GET_VCPU_MMAP_SIZE, 0);
+  if (run_size < static_cast<int>(sizeof(kvm_run))) return ioctl_error("KVM_GET_VCPU_MMAP_SIZE");
+  Kvm kvm(std::move(fd), static_cast<size_t>(run_size));
+  for (const Needed& needed : kNeeded)
+    if (kvm.capability(needed.capability) <= 0)
+      return kvm_error(
+          fmt::format("this kernel's KVM lacks {}: use Linux 4.12 or later", needed.name));
+  return kvm;
+}
+
+int Kvm::capability(int which) const { return ::ioctl(x_fd.get(), KVM_CHECK_EXTENSION, which); }
+
+// One MSI-X vector: an eventfd that KVM turns into the message its GSI is routed to. The irqfd is
+// attached with the first message, so that a device's unused vectors cost a descriptor and no more.
+class KvmVm::Route final : public MsiRoute {
+ public:
+  Route(KvmVm& vm, EventFd event, uint32_t gsi) : x_vm(vm), x_event(std::move(event)), x_gsi(gsi) {}
+  ~Route() override {
+    MutexLock lock(x_vm.x_routes_mutex);
+    if (x_attached) (void)control(KVM_IRQFD_FLAG_DEASSIGN);
+    *std::find(x_vm.x_routes.begin(), x_vm.x_routes.end(), this) = nullptr;
+  }
+
+  void signal() override { x_event.signal(); }
+
+  void set_message(const MsiMessage& message) override {
+    MutexLock lock(x_vm.x_routes_mutex);
+    if (x_routed && message == x_message) return;
+    x_message = message;
+    x_routed = true;
+    Result<> result = x_vm.publish_routes();
+    if (result && !x_attached) {
+      x_event.take();  // signals from before there was a message are lost, as promised
+      if (control(0) != 0) result = ioctl_error("KVM_IRQFD");
+      x_attached = result.has_value();
+    }
+    if (!result) log_error(LogModule::kVmm, "GSI {}: {}", x_gsi, result.error().text);
+  }
+
+  [[nodiscard]] bool routed() const { return x_routed; }
+  [[nodiscard]] kvm_irq_routing_entry entry() const {
+    kvm_irq_routing_entry entry{};
+    entry.gsi = x_gsi;
+    entry.type = KVM_IRQ_ROUTING_MSI;
+    entry.u.msi.address_lo = static_cast<uint32_t>(x_message.address);
+    entry.u.msi.address_hi = static_cast<uint32_t>(x_message.address >> 32);
+    entry.u.msi.data = x_message.data;
+    return entry;
+  }
+
+ private:
+  int control(uint32_t flags) {
+    kvm_irqfd irqfd{};
+    irqfd.fd = static_cast<uint32_t>(x_event.fd());
+    irqfd.gsi = x_gsi;
+    irqfd.flags = flags;
+    return ::ioctl(x_vm.x_fd.get(), KVM_IRQFD, &irqfd);
+  }
+
+  KvmVm& x_vm;
+  EventFd x_event;
+  const uint32_t x_gsi;
+  // All guarded by the VM's x_routes_mutex.
+  MsiMessage x_message;
+  bool x_routed = false;
+  bool x_attached = false;
+};
+
+Result<std::unique_ptr<KvmVm>> KvmVm::create(const Kvm& kvm) {
+  int fd = -1;
+  do {  // KVM_CREATE_VM may be interrupted by a signal
+    fd = ::ioctl(kvm.fd(), KVM_CREATE_VM, 0);
+  } while (fd < 0 && errno == EINTR);
+  if (fd < 0) return ioctl_error("KVM_CREATE_VM");
+  auto vm = std::unique_ptr<KvmVm>(new KvmVm(UniqueFd(fd)));
+  uint64_t identity_map = kIdentityMapAddress;
+  if (kvm.capability(KVM_CAP_SET_IDENTITY_MAP_ADDR) > 0 &&
+      ::ioctl(fd, KVM_SET_IDENTITY_MAP_ADDR, &identity_map) != 0)
+    return ioctl_error("KVM_SET_IDENTITY_MAP_ADDR");
+  if (kvm.capability(KVM_CAP_SET_TSS_ADDR) > 0 && ::ioctl(fd, KVM_SET_TSS_ADDR, kTssAddress) != 0)
+    return ioctl_error("KVM_SET_TSS_ADDR");
+  if (::ioctl(fd, KVM_CREATE_IRQCHIP, 0) != 0) return ioctl_error("KVM_CREATE_IRQCHIP");
+  return vm;
+}
+
+Result<> KvmVm::map_memory(std::span<const MemoryRegion> regions) {
+  for (uint32_t slot = 0; slot < regions.size(); ++slot) {
+    kvm_userspace_memory_region region{};
+    region.slot = slot;
+    region.guest_phys_addr = regions[slot].start.value;
+    region.memory_size = regions[slot].size;
+    // SAFETY: the API takes the host address as a number.
+    region.userspace_addr = reinterpret_cast<uint64_t>(regions[slot].host);
+    if (::ioctl(x_fd.get(), KVM_SET_USER_MEMORY_REGION, &region) != 0)
+      return kvm_error(fmt::format("KVM_SET_USER_MEMORY_REGION ({} MiB at {:#x}): {}",
+                                   region.memory_size / kMiB, region.guest_phys_addr,
+                                   errno_text(errno)));
+  }
+  return {};
+}
+
+namespace {
+
+class EdgeLine final : public Interrupt {
+ public:
+  explicit EdgeLine(EventFd event) : x_event(std::move(event)) {}
+  void signal() override { x_event.signal(); }
+
+ private:
+  EventFd x_event;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Interrupt>> KvmVm::make_edge_line(uint32_t gsi) {
+  LETHE_ASSERT(gsi < kIoapicPins);
+  LETHE_TRY_ASSIGN(auto event, EventFd::create());
+  kvm_irqfd irqfd{};
+  irqfd.fd = static_cast<uint32_t>(event.fd());
+  irqfd.gsi = gsi;
+  if (::ioctl(x_fd.get(), KVM_IRQFD, &irqfd) != 0) return ioctl_error("KVM_IRQFD");
+  return std::make_unique<EdgeLine>(std::move(event));
+}
+
+Result<std::unique_ptr<MsiRoute>> KvmVm::make_route() {
+  LETHE_TRY_ASSIGN(auto event, EventFd::create());
+  MutexLock lock(x_routes_mutex);
+  auto place = std::find(x_routes.begin(), x_routes.end(), nullptr);
+  if (place == x_routes.end()) {
+    if (x_routes.size() >= kMsiRoutesMax)
+      return host_error("the VM has {} interrupt vectors, KVM's limit: use fewer devices or queues",
+                        kMsiRoutesMax);
+    place = x_routes.insert(place, nullptr);
+  }
+  const auto gsi = kIoapicPins + static_cast<uint32_t>(place - x_routes.begin());
+  auto route = std::make_unique<Route>(*this, std::move(event), gsi);
+  *place = route.get();
+  return route;
+}
+
+Result<> KvmVm::publish_routes() {
+  std::vector<kvm_irq_routing_entry> entries;
+  entries.reserve(kIoapicPins + 2 * kPicPins + x_routes.size());
+  const auto pin = [&](uint32_t gsi, uint32_t chip, uint32_t number) {
+    kvm_irq_routing_entry entry{};
+    entry.gsi = gsi;
+    entry.type = KVM_IRQ_ROUTING_IRQCHIP;
+    entry.u.irqchip.irqchip = chip;
+    entry.u.irqchip.pin = number;
+    entries.push_back(entry);
+  };
+  // KVM's own default routes, which this table replaces.
+  for (uint32_t i = 0; i < kPicPins; ++i) pin(i, KVM_IRQCHIP_PIC_MASTER, i);
+  for (uint32_t i = 0; i < kPicPins; ++i) pin(kPicPins + i, KVM_IRQCHIP_PIC_SLAVE, i);
+  for (uint32_t i = 0; i < kIoapicPins; ++i) pin(i, KVM_IRQCHIP_IOAPIC, i);
+  for (const Route* route : x_routes)
+    if (route != nullptr && route->routed()) entries.push_back(route->entry());
+
+  // struct kvm_irq_routing ends in a flexible array.
+  std::vector<uint8_t> buffer(sizeof(kvm_irq_routing) +
+                              entries.size() * sizeof(kvm_irq_routing_entry));
+  kvm_irq_routing header{};
+  header.nr = static_cast<uint32_t>(entries.size());
+  std::memcpy(buffer.data(), &header, sizeof header);
+  std::memcpy(buffer.data() + sizeof header, entries.data(),
+              entries.size() * sizeof(kvm_irq_routing_entry));
+  if (::ioctl(x_fd.get(), KVM_SET_GSI_ROUTING, buffer.data()) != 0)
+    return ioctl_error("KVM_SET_GSI_ROUTING");
+  return {};
+}
+
+namespace {
+
+kvm_ioeventfd doorbell(uint64_t address, const EventFd& event, uint32_t flags) {
+  kvm_ioeventfd ioeventfd{};
+  ioeventfd.addr = address;
+  ioeventfd.len = 0;  // any length
+  ioeventfd.fd = event.fd();
+  ioeventfd.flags = flags;
+  return ioeventfd;
+}
+
+}  // namespace
+
+Result<> KvmVm::bind_doorbell(uint64_t address, const EventFd& event) {
+  kvm_ioeventfd ioeventfd = doorbell(address, event, 0);
+  if (::ioctl(x_fd.get(), KVM_IOEVENTFD, &ioeventfd) != 0) return ioctl_error("KVM_IOEVENTFD");
+  return {};
+}
+
+void KvmVm::unbind_doorbell(uint64_t address, const EventFd& event) {
+  kvm_ioeventfd ioeventfd = doorbell(address, event, KVM_IOEVENTFD_FLAG_DEASSIGN);
+  (void)::ioctl(x_fd.get(), KVM_IOEVENTFD, &ioeventfd);  // ENOENT: it was not bound
+}
+
+}  // namespace lethe

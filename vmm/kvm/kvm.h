@@ -1,0 +1,69 @@
+// The KVM API (Documentation/virt/kvm/api.rst), thin: descriptors that close themselves, ioctls that
+// return Results. Policy (what a machine looks like) is elsewhere.
+#pragma once
+
+#include <linux/kvm.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/event_fd.h"
+#include "base/mutex.h"
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "devices/bus.h"
+#include "devices/interrupt.h"
+#include "memory/guest_memory.h"
+
+namespace lethe {
+
+// /dev/kvm, checked: API version 12 and the capabilities Lethe stands on.
+class Kvm {
+ public:
+  // Errors are of class kKvm and say what to do: no such device, no permission, a capability missing.
+  [[nodiscard]] static Result<Kvm> open();
+
+  [[nodiscard]] int fd() const { return x_fd.get(); }
+  // KVM_CHECK_EXTENSION: 0 if absent.
+  [[nodiscard]] int capability(int which) const;
+  // Bytes of a vCPU's kvm_run mapping.
+  [[nodiscard]] size_t run_size() const { return x_run_size; }
+
+ private:
+  Kvm(UniqueFd fd, size_t run_size) : x_fd(std::move(fd)), x_run_size(run_size) {}
+  UniqueFd x_fd;
+  size_t x_run_size;
+};
+
+// One VM: memory slots, the in-kernel interrupt controllers, irqfd and ioeventfd.
+class KvmVm final : public MsiController, public DoorbellBinder {
+ public:
+  [[nodiscard]] static Result<std::unique_ptr<KvmVm>> create(const Kvm& kvm);
+
+  // One memory slot a region. The mappings must outlive the VM.
+  [[nodiscard]] Result<> map_memory(std::span<const MemoryRegion> regions);
+  // An edge-triggered line: each signal() is one edge on IOAPIC pin `gsi` (0-23).
+  [[nodiscard]] Result<std::unique_ptr<Interrupt>> make_edge_line(uint32_t gsi);
+
+  // MsiController: a route is an irqfd whose GSI is routed to an MSI message. Any thread.
+  [[nodiscard]] Result<std::unique_ptr<MsiRoute>> make_route() override;
+  // DoorbellBinder, over KVM_IOEVENTFD: any access size (KVM_CAP_IOEVENTFD_ANY_LENGTH).
+  [[nodiscard]] Result<> bind_doorbell(uint64_t address, const EventFd& event) override;
+  void unbind_doorbell(uint64_t address, const EventFd& event) override;
+
+  [[nodiscard]] int fd() const { return x_fd.get(); }
+
+ private:
+  class Route;
+  explicit KvmVm(UniqueFd fd) : x_fd(std::move(fd)) {}
+  // Hands the whole routing table to KVM: it knows no smaller change.
+  [[nodiscard]] Result<> publish_routes() LETHE_REQUIRES(x_routes_mutex);
+
+  UniqueFd x_fd;
+  Mutex x_routes_mutex;
+  std::vector<Route*> x_routes LETHE_GUARDED_BY(x_routes_mutex);
+};
+
+}  // namespace lethe
