@@ -1,0 +1,91 @@
+// Every key a config may have, described once: the parser, the error messages and docs/config.md
+// all read this table.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include <tl/expected.hpp>
+
+#include "vmm/config.h"
+
+namespace lethe {
+
+enum class KeyType : uint8_t {
+  kBool,
+  kInteger,   // min to max
+  kSize,      // text: digits and an optional suffix K, M, G or T (binary); min to max bytes
+  kText,      // at most max bytes, no control characters
+  kPath,      // as kText; made relative to the config file
+  kChoice,    // one of `choices`
+  kTextList,  // each as kText
+};
+
+// A value as the file has it, free of the TOML library's types. monostate: some other type.
+struct RawValue {
+  std::string_view type;  // "an integer", "a table": for messages
+  std::variant<std::monostate, bool, int64_t, std::string, std::vector<std::string>> value;
+};
+
+// A value that has passed its key's checks: the member for the key's type is set.
+struct ConfigValue {
+  bool flag = false;
+  uint64_t number = 0;  // integer, size in bytes, or the index of the choice
+  std::string text;
+  std::vector<std::string> list;
+};
+
+struct ConfigKey {
+  std::string_view section;  // "" for the top level
+  std::string_view name;
+  KeyType type;
+  std::string_view fallback{};  // the default as TOML, for the reference; empty: none
+  bool required = false;
+  uint64_t min = 0;
+  uint64_t max = 0;
+  std::span<const std::string_view> choices{};
+  // A further rule, and its words (what would be right, instead of the type's own words).
+  bool (*valid)(const ConfigValue&) = nullptr;
+  std::string_view rule{};
+  std::string_view help;
+  void (*store)(VmConfig&, size_t disk, ConfigValue&&);  // `disk`: which [[disk]] table
+
+  [[nodiscard]] std::string full_name() const;
+};
+
+struct ConfigSection {
+  std::string_view name;
+  bool repeated = false;  // [[name]]
+  std::string_view help;
+};
+
+[[nodiscard]] std::span<const ConfigKey> config_keys();
+[[nodiscard]] std::span<const ConfigSection> config_sections();
+[[nodiscard]] const ConfigKey* find_config_key(std::string_view section, std::string_view name);
+
+// What a right value looks like: "a whole number from 1 to 64".
+[[nodiscard]] std::string expectation(const ConfigKey& key);
+
+// Checks the value; the error says what is wrong and what would be right.
+[[nodiscard]] tl::expected<ConfigValue, std::string> convert(const ConfigKey& key, RawValue raw);
+
+// "; did you mean 'size'?" for an unknown key of a section, or an empty text.
+[[nodiscard]] std::string suggest_key(std::string_view section, std::string_view name);
+
+// "128M", and back; the largest suffix that divides the number. parse: nothing if it is no size.
+[[nodiscard]] std::string format_size(uint64_t bytes);
+[[nodiscard]] std::optional<uint64_t> parse_size(std::string_view text);
+
+// The reference part of docs/config.md (Markdown).
+[[nodiscard]] std::string config_reference();
+
+// The text with control characters and broken UTF-8 shown as \xNN, cut at 200 bytes: for one-line
+// messages.
+[[nodiscard]] std::string printable(std::string_view text);
+
+}  // namespace lethe
