@@ -1,5 +1,5 @@
-// TOML to VmConfig, by the table in vmm/config_schema.cc. The only file that sees toml++ (header-only:
-// Debian ships its library shared only, and `lethe` is linked statically).
+// TOML to VmConfig, by the table in vmm/config_schema.cc. The only file that sees toml++
+// (header-only: Debian ships its library shared only, and `lethe` is linked statically).
 #include "vmm/config.h"
 
 #include <fcntl.h>
@@ -64,13 +64,20 @@ class Parser {
 
 const char* type_words(const toml::node& node) {
   switch (node.type()) {
-    case toml::node_type::table: return "a table";
-    case toml::node_type::array: return "a list";
-    case toml::node_type::string: return "text";
-    case toml::node_type::integer: return "a whole number";
-    case toml::node_type::floating_point: return "a fraction";
-    case toml::node_type::boolean: return "true or false";
-    default: return "a date or time";
+    case toml::node_type::table:
+      return "a table";
+    case toml::node_type::array:
+      return "a list";
+    case toml::node_type::string:
+      return "text";
+    case toml::node_type::integer:
+      return "a whole number";
+    case toml::node_type::floating_point:
+      return "a fraction";
+    case toml::node_type::boolean:
+      return "true or false";
+    default:
+      return "a date or time";
   }
 }
 
@@ -185,10 +192,11 @@ void Parser::apply_override(const std::string& item) {
     const size_t second = full.find('.', dot + 1);
     const auto number = parse_size(std::string_view(full).substr(dot + 1, second - dot - 1));
     if (second == std::string::npos || !number || *number >= x_config.disks.size())
-      return key_error(place, full,
-                       fmt::format("names no disk: write disk.N.path, with N less than the {} disks "
-                                   "of the config",
-                                   x_config.disks.size()));
+      return key_error(
+          place, full,
+          fmt::format("names no disk: write disk.N.path, with N less than the {} disks "
+                      "of the config",
+                      x_config.disks.size()));
     disk = *number;
     dot = second;
   }
@@ -212,8 +220,9 @@ void Parser::finish() {
               "is missing: name the kernel to boot, kernel = \"vmlinuz\" under [boot]");
   if (x_config.memory.backing == MemoryBacking::kHugetlb &&
       x_config.memory.size_bytes % (2 * kMiB) != 0)
-    key_error({x_shown_file}, "memory.size",
-              "must be a multiple of 2M, the size of a huge page, with memory.backing = \"hugetlb\"");
+    key_error(
+        {x_shown_file}, "memory.size",
+        "must be a multiple of 2M, the size of a huge page, with memory.backing = \"hugetlb\"");
   if (x_config.check.present && x_config.check.exit == "reboot" &&
       x_config.boot.on_reboot == OnReboot::kRestart)
     key_error({x_shown_file}, "check.exit",
@@ -222,16 +231,17 @@ void Parser::finish() {
   if (valid_vm_name(x_stem)) {
     x_config.name = x_stem;
   } else {
-    key_error({x_shown_file}, "name",
-              fmt::format("is missing, and the file's name does not make one: it must be {}",
-                          kNameRule));
+    key_error(
+        {x_shown_file}, "name",
+        fmt::format("is missing, and the file's name does not make one: it must be {}", kNameRule));
   }
 }
 
 VmConfig Parser::parse(std::string_view text, std::span<const std::string> overrides) {
   if (const auto line = toml_too_deep(text)) {
-    add_error(fmt::format("{}:{}: a key has too many parts: there are two at most, as in memory.size",
-                          x_shown_file, *line));
+    add_error(
+        fmt::format("{}:{}: a key has too many parts: there are two at most, as in memory.size",
+                    x_shown_file, *line));
     return {};
   }
   const auto parsed = toml::parse(text);

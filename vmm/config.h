@@ -52,8 +52,8 @@ struct DiskConfig {
   std::string path;
   bool read_only = false;
   bool direct = false;
-  uint32_t queues = 1;        // 1 to 16
-  uint32_t queue_size = 256;  // a power of two, 16 to 1024
+  uint32_t queues = 1;               // 1 to 16
+  uint32_t queue_size = 256;         // a power of two, 16 to 1024
   uint64_t iops_max = 0;             // requests per second, 0: no limit
   uint64_t bandwidth_bytes_max = 0;  // bytes per second, 0: no limit
   bool operator==(const DiskConfig&) const = default;
@@ -69,7 +69,7 @@ struct RngConfig {
 struct CheckConfig {
   bool present = false;  // the file has a [check] table
   uint32_t deadline_ms = 60000;
-  std::string exit = "poweroff";  // as written; expected_exit_code() translates it
+  std::string exit = "poweroff";            // as written; expected_exit_code() translates it
   std::vector<std::string> must_match;      // regular expressions (ECMAScript), each within a line
   std::vector<std::string> must_not_match;  // the same
   std::vector<std::string> needs;

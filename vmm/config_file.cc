@@ -24,20 +24,22 @@ class FileChecker {
 
   void must_open(const std::string& key, const std::string& path, int access_mode,
                  bool (*right_kind)(mode_t), const char* right_words) {
-    struct stat status {};
+    struct stat status{};
     if (::stat(path.c_str(), &status) != 0)
-      return add(key, path, fmt::format("{}: correct the path or make the file", errno_text(errno)));
+      return add(key, path,
+                 fmt::format("{}: correct the path or make the file", errno_text(errno)));
     if (!right_kind(status.st_mode))
       return add(key, path,
                  fmt::format("is {}: it must be {}", kind_words(status.st_mode), right_words));
     if (::access(path.c_str(), access_mode) == 0) return;
-    add(key, path, fmt::format("{}: grant {} to this user{}", errno_text(errno),
-                               (access_mode & W_OK) != 0 ? "reading and writing" : "reading",
-                               (access_mode & W_OK) != 0 ? ", or set read_only = true" : ""));
+    add(key, path,
+        fmt::format("{}: grant {} to this user{}", errno_text(errno),
+                    (access_mode & W_OK) != 0 ? "reading and writing" : "reading",
+                    (access_mode & W_OK) != 0 ? ", or set read_only = true" : ""));
   }
 
   void must_create(const std::string& key, const std::string& path) {
-    struct stat status {};
+    struct stat status{};
     if (::stat(path.c_str(), &status) == 0) {
       if (S_ISDIR(status.st_mode)) return add(key, path, "is a directory: name a file");
       if (::access(path.c_str(), W_OK) == 0) return;
@@ -46,8 +48,9 @@ class FileChecker {
     const size_t slash = path.rfind('/');
     const std::string directory = slash == std::string::npos ? "." : path.substr(0, slash + 1);
     if (::access(directory.c_str(), W_OK | X_OK) == 0) return;
-    add(key, path, fmt::format("{}: name a file in a directory that exists and this user may write",
-                               errno_text(errno)));
+    add(key, path,
+        fmt::format("{}: name a file in a directory that exists and this user may write",
+                    errno_text(errno)));
   }
 
   std::vector<std::string> take() { return std::move(x_lines); }
@@ -86,11 +89,14 @@ Result<std::string> read_config_file(const std::string& file) {
   // Not blocking: opening a pipe must not wait for a writer.
   const UniqueFd fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!fd.valid()) return config_error("config '{}': {}", shown, errno_text(errno));
-  struct stat status {};
-  if (::fstat(fd.get(), &status) != 0) return config_error("config '{}': {}", shown, errno_text(errno));
+  struct stat status{};
+  if (::fstat(fd.get(), &status) != 0)
+    return config_error("config '{}': {}", shown, errno_text(errno));
   if (!S_ISREG(status.st_mode))
     return config_error("config '{}' is {}: name a TOML file", shown, kind_words(status.st_mode));
-  std::string text(kConfigFileBytesMax + 1, '\0');
+  if (static_cast<uint64_t>(status.st_size) > kConfigFileBytesMax)
+    return config_error("config '{}' is larger than 1 MiB: is it the right file?", shown);
+  std::string text(static_cast<size_t>(status.st_size) + 1, '\0');  // one more, to see the end
   size_t filled = 0;
   while (filled < text.size()) {
     const ssize_t got = ::read(fd.get(), text.data() + filled, text.size() - filled);
@@ -99,8 +105,7 @@ Result<std::string> read_config_file(const std::string& file) {
     if (got == 0) break;
     filled += static_cast<size_t>(got);
   }
-  if (filled > kConfigFileBytesMax)
-    return config_error("config '{}' is larger than 1 MiB: is it the right file?", shown);
+  if (filled == text.size()) return config_error("config '{}' grew while it was read", shown);
   text.resize(filled);
   return text;
 }

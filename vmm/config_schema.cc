@@ -78,12 +78,11 @@ constexpr ConfigKey kKeys[] = {
      .type = KeyType::kChoice,
      .fallback = "\"anonymous\"",
      .choices = kBackings,
-     .help = "Private anonymous memory, a sealed memfd that other processes can map, or huge pages "
-             "of 2M (reserve them in /proc/sys/vm/nr_hugepages; the size is then a multiple of 2M).",
-     .store =
-         [](VmConfig& c, size_t, Value&& v) {
-           c.memory.backing = static_cast<MemoryBacking>(v.number);
-         }},
+     .help =
+         "Private anonymous memory, a sealed memfd that other processes can map, or huge pages "
+         "of 2M (reserve them in /proc/sys/vm/nr_hugepages; the size is then a multiple of 2M).",
+     .store = [](VmConfig& c, size_t,
+                 Value&& v) { c.memory.backing = static_cast<MemoryBacking>(v.number); }},
     {.section = "memory",
      .name = "thp",
      .type = KeyType::kBool,
@@ -118,7 +117,8 @@ constexpr ConfigKey kKeys[] = {
      .name = "unpack",
      .type = KeyType::kBool,
      .fallback = "true",
-     .help = "bzImage with an LZ4 payload: unpack it on the host, which spares the guest that work.",
+     .help =
+         "bzImage with an LZ4 payload: unpack it on the host, which spares the guest that work.",
      .store = [](VmConfig& c, size_t, Value&& v) { c.boot.unpack = v.flag; }},
     {.section = "boot",
      .name = "on_reboot",
@@ -126,29 +126,26 @@ constexpr ConfigKey kKeys[] = {
      .fallback = "\"restart\"",
      .choices = kReboots,
      .help = "When the guest reboots: start it again, or end `lethe run` with exit code 3.",
-     .store =
-         [](VmConfig& c, size_t, Value&& v) { c.boot.on_reboot = static_cast<OnReboot>(v.number); }},
+     .store = [](VmConfig& c, size_t,
+                 Value&& v) { c.boot.on_reboot = static_cast<OnReboot>(v.number); }},
     {.section = "boot",
      .name = "stop_timeout_ms",
      .type = KeyType::kInteger,
      .fallback = "10000",
      .max = 3600000,
-     .help = "How long the guest may take to power off after SIGTERM pressed its power button; then "
-             "it is ended by force. 0: at once.",
-     .store =
-         [](VmConfig& c, size_t, Value&& v) {
-           c.boot.stop_timeout_ms = static_cast<uint32_t>(v.number);
-         }},
+     .help =
+         "How long the guest may take to power off after SIGTERM pressed its power button; then "
+         "it is ended by force. 0: at once.",
+     .store = [](VmConfig& c, size_t,
+                 Value&& v) { c.boot.stop_timeout_ms = static_cast<uint32_t>(v.number); }},
     {.section = "console",
      .name = "input",
      .type = KeyType::kChoice,
      .fallback = "\"serial\"",
      .choices = kInputs,
      .help = "Which console gets what you type. Both consoles' output is shown.",
-     .store =
-         [](VmConfig& c, size_t, Value&& v) {
-           c.console.input = static_cast<ConsoleInput>(v.number);
-         }},
+     .store = [](VmConfig& c, size_t,
+                 Value&& v) { c.console.input = static_cast<ConsoleInput>(v.number); }},
     {.section = "console",
      .name = "log",
      .type = KeyType::kPath,
@@ -183,10 +180,8 @@ constexpr ConfigKey kKeys[] = {
      .min = 1,
      .max = 16,
      .help = "Request queues. More than one for each virtual CPU is of no use.",
-     .store =
-         [](VmConfig& c, size_t i, Value&& v) {
-           c.disks[i].queues = static_cast<uint32_t>(v.number);
-         }},
+     .store = [](VmConfig& c, size_t i,
+                 Value&& v) { c.disks[i].queues = static_cast<uint32_t>(v.number); }},
     {.section = "disk",
      .name = "queue_size",
      .type = KeyType::kInteger,
@@ -196,10 +191,8 @@ constexpr ConfigKey kKeys[] = {
      .valid = power_of_two,
      .rule = "a power of two from 16 to 1024",
      .help = "Entries of each queue.",
-     .store =
-         [](VmConfig& c, size_t i, Value&& v) {
-           c.disks[i].queue_size = static_cast<uint32_t>(v.number);
-         }},
+     .store = [](VmConfig& c, size_t i,
+                 Value&& v) { c.disks[i].queue_size = static_cast<uint32_t>(v.number); }},
     {.section = "disk",
      .name = "iops_max",
      .type = KeyType::kInteger,
@@ -235,18 +228,17 @@ constexpr ConfigKey kKeys[] = {
      .min = 1,
      .max = 86400000,
      .help = "The guest is killed, and the check failed, if it has not ended by then.",
-     .store =
-         [](VmConfig& c, size_t, Value&& v) {
-           c.check.deadline_ms = static_cast<uint32_t>(v.number);
-         }},
+     .store = [](VmConfig& c, size_t,
+                 Value&& v) { c.check.deadline_ms = static_cast<uint32_t>(v.number); }},
     {.section = "check",
      .name = "exit",
      .type = KeyType::kText,
      .fallback = "\"poweroff\"",
      .max = 64,
      .valid = exit_ok,
-     .rule = "\"poweroff\", \"reboot\", \"panic\", \"triple-fault\" or \"debug-exit:N\" with N from "
-             "0 to 63",
+     .rule =
+         "\"poweroff\", \"reboot\", \"panic\", \"triple-fault\" or \"debug-exit:N\" with N from "
+         "0 to 63",
      .help = "How the guest must end. For \"reboot\", set `boot.on_reboot = \"exit\"`. "
              "\"debug-exit:63\" stands for all values above 62.",
      .store = [](VmConfig& c, size_t, Value&& v) { c.check.exit = std::move(v.text); }},
@@ -271,8 +263,9 @@ constexpr ConfigKey kKeys[] = {
      .max = 64,
      .valid = needs_ok,
      .rule = "a list of \"kvm\" (the only need there is)",
-     .help = "What the host must have for this check; where it is missing, the check is skipped, and "
-             "reported as skipped.",
+     .help =
+         "What the host must have for this check; where it is missing, the check is skipped, and "
+         "reported as skipped.",
      .store = [](VmConfig& c, size_t, Value&& v) { c.check.needs = std::move(v.list); }},
 };
 

@@ -42,7 +42,8 @@ Converted convert_text(const ConfigKey& key, std::string text, uint64_t min, uin
 }
 
 Converted convert_number(const ConfigKey& key, uint64_t number, const std::string& shown) {
-  if (number < key.min || number > key.max) return wrong(key, fmt::format("{} is out of range", shown));
+  if (number < key.min || number > key.max)
+    return wrong(key, fmt::format("{} is out of range", shown));
   ConfigValue value;
   value.number = number;
   return value;
@@ -58,8 +59,8 @@ Converted convert_choice(const ConfigKey& key, const std::string& text) {
   ConfigValue value;
   for (; value.number < key.choices.size(); ++value.number)
     if (key.choices[value.number] == text) return value;
-  return wrong(key, fmt::format("'{}' is not known{}", printable(text),
-                                did_you_mean(text, key.choices)));
+  return wrong(
+      key, fmt::format("'{}' is not known{}", printable(text), did_you_mean(text, key.choices)));
 }
 
 Converted convert_list(const ConfigKey& key, std::vector<std::string>&& list) {
@@ -100,10 +101,14 @@ Converted convert_type(const ConfigKey& key, RawValue& raw) {
 
 std::string shown_value(const ConfigKey& key, const ConfigValue& value) {
   switch (key.type) {
-    case KeyType::kInteger: return std::to_string(value.number);
-    case KeyType::kSize: return format_size(value.number);
-    case KeyType::kTextList: return printable(fmt::format("[\"{}\"]", fmt::join(value.list, "\", \"")));
-    default: return fmt::format("'{}'", printable(value.text));
+    case KeyType::kInteger:
+      return std::to_string(value.number);
+    case KeyType::kSize:
+      return format_size(value.number);
+    case KeyType::kTextList:
+      return printable(fmt::format("[\"{}\"]", fmt::join(value.list, "\", \"")));
+    default:
+      return fmt::format("'{}'", printable(value.text));
   }
 }
 
@@ -122,7 +127,8 @@ std::string ConfigKey::full_name() const {
 std::string expectation(const ConfigKey& key) {
   const std::string rule(key.rule);
   switch (key.type) {
-    case KeyType::kBool: return "true or false";
+    case KeyType::kBool:
+      return "true or false";
     case KeyType::kInteger:
       return rule.empty() ? fmt::format("a whole number {}", range_of(key)) : rule;
     case KeyType::kSize:
@@ -130,14 +136,19 @@ std::string expectation(const ConfigKey& key) {
                          rule.empty() ? "" : ", ", rule);
     case KeyType::kText:
       return rule.empty() ? fmt::format("text in quotes, at most {} bytes", key.max) : rule;
-    case KeyType::kPath: return "a file's path in quotes";
-    case KeyType::kChoice: break;
+    case KeyType::kPath:
+      return "a file's path in quotes";
+    case KeyType::kChoice:
+      break;
     case KeyType::kTextList:
       return rule.empty() ? fmt::format("a list of texts, at most {}", key.max) : rule;
   }
   std::string words;
   for (size_t i = 0; i < key.choices.size(); ++i)
-    words += fmt::format("{}\"{}\"", i == 0 ? "" : i + 1 == key.choices.size() ? " or " : ", ",
+    words += fmt::format("{}\"{}\"",
+                         i == 0                        ? ""
+                         : i + 1 == key.choices.size() ? " or "
+                                                       : ", ",
                          key.choices[i]);
   return words;
 }
@@ -218,7 +229,8 @@ std::string config_reference() {
       const std::string fallback = key.required           ? "required"
                                    : key.fallback.empty() ? ""
                                                           : fmt::format("`{}`", key.fallback);
-      text += fmt::format("| `{}` | {} | {} | {} |\n", key.name, expectation(key), fallback, key.help);
+      text +=
+          fmt::format("| `{}` | {} | {} | {} |\n", key.name, expectation(key), fallback, key.help);
     }
     text += "\n";
   }

@@ -28,9 +28,12 @@ inline constexpr int kExitDebugMax = 127;  // for every value above 62
 
 [[nodiscard]] constexpr int exit_code_of(ErrorClass kind) {
   switch (kind) {
-    case ErrorClass::kConfig: return kExitUsage;
-    case ErrorClass::kKvm: return kExitNoKvm;
-    case ErrorClass::kHost: break;
+    case ErrorClass::kConfig:
+      return kExitUsage;
+    case ErrorClass::kKvm:
+      return kExitNoKvm;
+    case ErrorClass::kHost:
+      break;
   }
   return kExitHostError;
 }

@@ -8,8 +8,8 @@
 
 namespace lethe {
 
-// The candidate with the fewest letters changed, added, dropped or swapped, if that is at most a third
-// of its length (at least one letter). Words over 64 letters get no suggestion.
+// The candidate with the fewest letters changed, added, dropped or swapped, if that is at most a
+// third of its length (at least one letter). Words over 64 letters get no suggestion.
 [[nodiscard]] std::optional<std::string_view> closest_word(
     std::string_view word, std::span<const std::string_view> candidates);
 
