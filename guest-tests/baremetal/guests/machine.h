@@ -7,9 +7,28 @@ namespace machine {
 void banner();
 void memory_map();
 
+// machine_acpi.cc
+void acpi();
+void legacy_ports();
+
+// machine_pci.cc
+void pci_scan();
+void pci_bars();
+void pci_registers();
+
+// machine_interrupt.cc
+void exception();
+void lapic_timer();
+void halt_wakes();
+void tsc_deadline();
+void x2apic();
+void serial_interrupt();
+void smp();
+
 // machine_end.cc: each ends the VM.
 void exit_0();
 void exit_5();
+void exit_62();
 void exit_63();
 void exit_wide();
 void panic();

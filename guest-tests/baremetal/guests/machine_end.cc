@@ -30,6 +30,7 @@ constexpr uint8_t kPvpanicPanicked = 0x01;
 
 void exit_0() { debug_exit(0); }
 void exit_5() { debug_exit(5); }
+void exit_62() { debug_exit(62); }
 void exit_63() { debug_exit(63); }
 
 void exit_wide() {

@@ -1,0 +1,34 @@
+// The cases of virtio.elf, by theme.
+#pragma once
+
+namespace virtio {
+
+// virtio_blk.cc
+void blk_config();
+void blk_read();
+void blk_write();
+void blk_flush();
+void blk_discard();
+void blk_write_zeroes();
+void blk_get_id();
+void blk_past_end();
+void blk_unsupported();
+void blk_read_only();
+
+// virtio_transport.cc, on a block device
+void negotiation();
+void interrupts();
+void interrupt_mask();
+void multi_queue();
+void indirect();
+void indirect_tail();
+void event_idx();
+void queue_reset();
+void device_reset();
+void config_access();
+
+// virtio_other.cc
+void rng();
+void console();
+
+}  // namespace virtio

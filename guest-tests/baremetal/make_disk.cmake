@@ -1,0 +1,10 @@
+# cmake -DOUTPUT=FILE -P make_disk.cmake: 2048 sectors, each with its number as text.
+set(padding "")
+string(REPEAT "." 490 padding)
+set(image "")
+foreach(n RANGE 2047)
+  math(EXPR padded "100000000 + ${n}")
+  string(SUBSTRING ${padded} 1 8 number)
+  string(APPEND image "lethe sector ${number}\n${padding}")
+endforeach()
+file(WRITE ${OUTPUT} "${image}")
