@@ -204,8 +204,12 @@ void Parser::apply_override(const std::string& item) {
   const ConfigKey* key = find_config_key(section, name);
   if (key == nullptr) return key_error(place, full, "is not known" + suggest_key(section, name));
 
+  // Text may come without quotes: --set name=42 is a name.
+  const bool text_key = key->type != KeyType::kBool && key->type != KeyType::kInteger &&
+                        key->type != KeyType::kTextList;
+  const bool quoted = text.starts_with('"') || text.starts_with('\'');
   const std::string line = "value = " + text;
-  if (const auto too_deep = toml_too_deep(line); !too_deep) {
+  if ((!text_key || quoted) && !toml_too_deep(line)) {
     const auto parsed = toml::parse(line);
     if (parsed && parsed.table().size() == 1)
       return parse_value(*key, place, *parsed.table().get("value"), disk);

@@ -225,6 +225,7 @@ TEST(Config, overrides_come_last) {
   EXPECT_THAT(parsed.config.check.needs, ElementsAre("kvm"));
   EXPECT_THAT(error_of(text, {"cpus=many"}),
               "--set cpus=many: key 'cpus' is text: it must be a whole number from 1 to 64");
+  EXPECT_EQ(parse(text, {"name=42"}).config.name, "42");
   EXPECT_THAT(error_of(text, {"cpu=2"}), HasSubstr("did you mean 'cpus'?"));
   EXPECT_THAT(error_of(text, {"cpus"}), HasSubstr("write it as key=value"));
   EXPECT_THAT(error_of(text, {"disk.1.path=x"}), HasSubstr("names no disk"));

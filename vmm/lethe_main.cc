@@ -1,1 +1,3 @@
-int main() { return 1; }
+#include "vmm/cli/cli.h"
+
+int main(int argc, char** argv) { return lethe::cli_main(argc, argv); }

@@ -1,0 +1,63 @@
+#include <fmt/format.h>
+
+#include "vmm/check/check.h"
+#include "vmm/cli/cli.h"
+#include "vmm/cli/command.h"
+#include "vmm/config_schema.h"
+
+namespace lethe {
+namespace {
+
+// "2/4": the second of four.
+bool parse_shard(const std::string& text, CheckOptions& options) {
+  const size_t slash = text.find('/');
+  if (slash == std::string::npos) return false;
+  const auto shard = parse_size(std::string_view(text).substr(0, slash));
+  const auto shards = parse_size(std::string_view(text).substr(slash + 1));
+  if (!shard || !shards || *shards > 10000 || *shard < 1 || *shard > *shards) return false;
+  options.shard = static_cast<uint32_t>(*shard);
+  options.shards = static_cast<uint32_t>(*shards);
+  return true;
+}
+
+}  // namespace
+
+int command_check(int argc, char** argv) {
+  CommandLine line("check",
+                   "Boots guests from configs that have a [check] table, and checks how they end "
+                   "and what they print. A directory stands for its *.toml files.",
+                   "  lethe check guests/*.toml --jobs 4 --junit out.xml\n"
+                   "  lethe check guests --shard 2/3 --retry 1 --out logs\n\n"
+                   "Exit codes: 0 none failed, 1 some failed, 2 bad config or usage,\n"
+                   "130 interrupted.\n");
+  CheckOptions options;
+  std::string shard = "1/1";
+  line.app().add_option("CONFIG", options.inputs, "Config files or directories")->required();
+  line.app().add_option("--junit", options.junit_file, "Write a JUnit XML report to this file");
+  line.app().add_option("--out", options.out_dir,
+                        "Keep each guest's console as NAME.log in this directory");
+  line.app()
+      .add_option("-j,--jobs", options.jobs, "Guests at a time (default: 1)")
+      ->check(CLI::Range(1, 256));
+  line.app().add_option("--shard", shard, "I/N: run the I-th of N parts of the guests");
+  line.app()
+      .add_option("--retry", options.retries, "Run a failed guest up to N times more (default: 0)")
+      ->check(CLI::Range(0, 10));
+  line.app()
+      .add_option("--timeout-scale", options.timeout_scale,
+                  "Multiply all deadlines, for slow hosts (default: 1)")
+      ->check(CLI::Range(0.01, 1000.0));
+  // For our own tests: a stand-in for `lethe`.
+  line.app().add_option("--program", options.program)->group("");
+  if (const auto code = line.parse(argc, argv)) return *code;
+  if (!parse_shard(shard, options)) {
+    print_error(
+        fmt::format("check: --shard '{}' does not fit: write I/N with I from 1 to N, such "
+                    "as 2/3",
+                    printable(shard)));
+    return kExitUsage;
+  }
+  return run_checks(options);
+}
+
+}  // namespace lethe

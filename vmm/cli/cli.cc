@@ -1,0 +1,102 @@
+#include "vmm/cli/cli.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+
+#include <array>
+#include <cstdio>
+#include <cstring>
+#include <new>
+
+#include "vmm/cli/command.h"
+#include "vmm/config_schema.h"
+#include "vmm/suggest.h"
+
+namespace lethe {
+namespace {
+
+struct Command {
+  std::string_view name;
+  const char* help;
+  int (*run)(int argc, char** argv);
+};
+
+constexpr std::array<Command, 5> kCommands = {{
+    {"run", "run a VM to its end", command_run},
+    {"validate", "check a config and the files it names", command_validate},
+    {"check", "boot guests from configs and check what they do", command_check},
+    {"doctor", "find out whether this host can run VMs, and how fast", command_doctor},
+    {"version", "print the version", command_version},
+}};
+
+void print_help() {
+  std::string text =
+      "lethe: a virtual machine monitor for many isolated VMs on one host\n\n"
+      "Usage: lethe COMMAND [OPTIONS]\n\nCommands:\n";
+  for (const Command& command : kCommands)
+    text += fmt::format("  {:<10} {}\n", command.name, command.help);
+  text +=
+      "\n`lethe COMMAND --help` tells more.\n\n"
+      "Examples:\n"
+      "  lethe doctor\n"
+      "  lethe run configs/linux.toml\n"
+      "  lethe check guests/*.toml --junit out.xml\n";
+  std::fputs(text.c_str(), stdout);
+}
+
+// With 0, 1 or 2 closed, the next file opened would get the number, and our messages.
+void keep_standard_fds() {
+  for (int fd = 0; fd <= 2; ++fd)
+    if (::fcntl(fd, F_GETFD) == -1 && ::open("/dev/null", O_RDWR) != fd) std::_Exit(kExitHostError);
+}
+
+int unknown_command(std::string_view word) {
+  std::array<std::string_view, kCommands.size()> names;
+  for (size_t i = 0; i < names.size(); ++i) names[i] = kCommands[i].name;
+  print_error(fmt::format("'{}' is no command{} (lethe --help lists them)", printable(word),
+                          did_you_mean(word, names)));
+  return kExitUsage;
+}
+
+int run_command(int argc, char** argv) {
+  if (argc < 2) {
+    print_error("a command is missing, such as `lethe run CONFIG` (lethe --help lists them)");
+    return kExitUsage;
+  }
+  const std::string_view word = argv[1];
+  if (word == "--version" || word == "-V") return command_version(1, argv + 1);
+  if (word == "--help" || word == "-h" || word == "help") {
+    print_help();
+    return 0;
+  }
+  for (const Command& command : kCommands)
+    if (command.name == word) return command.run(argc - 1, argv + 1);
+  return unknown_command(word);
+}
+
+}  // namespace
+
+void print_error(std::string_view line) {
+  const std::string text = fmt::format("lethe: {}\n", line);
+  std::fflush(stdout);
+  std::fwrite(text.data(), 1, text.size(), stderr);
+}
+
+int cli_main(int argc, char** argv) {
+  keep_standard_fds();
+  int code = kExitHostError;
+  try {
+    code = run_command(argc, argv);
+  } catch (const std::bad_alloc&) {
+    std::fputs("lethe: the host is out of memory\n", stderr);
+    return kExitHostError;
+  } catch (const std::exception& error) {
+    print_error(fmt::format("unexpected error: {}", printable(error.what())));
+    return kExitHostError;
+  }
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
+  print_error(fmt::format("cannot write to standard output: {}", errno_text(errno)));
+  return code == 0 ? kExitHostError : code;
+}
+
+}  // namespace lethe

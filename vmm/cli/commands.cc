@@ -1,0 +1,117 @@
+// The commands but `check` (vmm/cli/check_command.cc).
+#include <fmt/format.h>
+
+#include "base/log.h"
+#include "vmm/check/pattern.h"
+#include "vmm/cli/cli.h"
+#include "vmm/cli/command.h"
+#include "vmm/config_schema.h"
+
+namespace lethe {
+namespace {
+
+int fail(const Error& error) {
+  print_error(error.text);
+  return exit_code_of(error.kind);
+}
+
+// All that is wrong with one config file, a line each; empty when it is good.
+std::vector<std::string> problems_of(const std::string& file) {
+  const auto text = read_config_file(file);
+  if (!text) return {text.error().text};
+  std::vector<std::string> problems;
+  const VmConfig config = parse_config(*text, file, {}, problems);
+  if (!problems.empty()) return problems;
+  problems = check_config_files(config, file);
+  if (const auto patterns = compile_patterns(config.check, file); !patterns)
+    problems.push_back(patterns.error().text);
+  return problems;
+}
+
+}  // namespace
+
+int command_run(int argc, char** argv) {
+  CommandLine line("run",
+                   "Runs the VM that CONFIG describes, to its end. Its console is this terminal.",
+                   "  lethe run vm.toml\n"
+                   "  lethe run vm.toml --set memory.size=1G --set boot.cmdline=\"quiet\"\n"
+                   "  lethe run vm.toml --non-interactive --log info > console.log\n\n"
+                   "Exit codes: 0 the guest powered off, 1 host error, 2 bad config or usage,\n"
+                   "3 rebooted, 4 panicked, 5 triple fault, 6 ended by force, 7 no KVM,\n"
+                   "64 + N the guest wrote N to debug-exit.\n");
+  std::string config_file;
+  std::string name;
+  std::string log;
+  std::vector<std::string> overrides;
+  RunOptions options;
+  line.app().add_option("CONFIG", config_file, "The VM's config file (TOML)")->required();
+  line.app().add_option("--name", name, "Run under this name instead of the config's");
+  line.app()
+      .add_option("--set", overrides, "Override a key of the config: KEY=VALUE; repeatable")
+      ->allow_extra_args(false);
+  line.app().add_option("--log", log, "What to log: LEVEL, or MODULE=LEVEL,... (default: warn)");
+  line.app().add_flag("--non-interactive,--no-tty", options.non_interactive,
+                      "Leave the terminal alone: only print the console");
+  if (const auto code = line.parse(argc, argv)) return *code;
+
+  if (const auto set = set_log_levels(log); !set) return fail(set.error());
+  if (line.app().count("--name") > 0) overrides.push_back("name=" + name);
+  const auto config = load_config(config_file, overrides);
+  if (!config) return fail(config.error());
+  if (const auto missing = check_config_files(*config, config_file); !missing.empty()) {
+    print_error(missing[0]);
+    return kExitUsage;
+  }
+  options.config_file = config_file;
+  return run_machine(*config, options);
+}
+
+int command_validate(int argc, char** argv) {
+  CommandLine line("validate",
+                   "Checks configs, and that the files they name are there. Lists every error.",
+                   "  lethe validate vm.toml\n"
+                   "  lethe validate --print-reference\n");
+  std::vector<std::string> files;
+  bool reference = false;
+  line.app().add_option("CONFIG", files, "Config files (TOML)");
+  line.app().add_flag("--print-reference", reference, "Print the list of all keys (Markdown)");
+  if (const auto code = line.parse(argc, argv)) return *code;
+
+  if (reference) {
+    std::fputs(config_reference().c_str(), stdout);
+    return 0;
+  }
+  if (files.empty()) {
+    print_error("validate: CONFIG is missing (lethe validate --help tells more)");
+    return kExitUsage;
+  }
+  int code = 0;
+  for (const std::string& file : files) {
+    const std::vector<std::string> problems = problems_of(file);
+    for (const std::string& problem : problems) print_error(problem);
+    if (problems.empty()) fmt::print("{}: good\n", file);
+    if (!problems.empty()) code = kExitUsage;
+  }
+  return code;
+}
+
+int command_doctor(int argc, char** argv) {
+  CommandLine line("doctor",
+                   "Finds out whether this host can run VMs, and whether at hardware speed.",
+                   "  lethe doctor\n"
+                   "  lethe doctor --quiet && echo fast\n\n"
+                   "Exit codes: 0 fast, 1 KVM runs guest code by emulation, 7 no KVM.\n");
+  DoctorOptions options;
+  line.app().add_flag("-q,--quiet", options.quiet, "Print nothing: only the exit code tells");
+  if (const auto code = line.parse(argc, argv)) return *code;
+  return run_doctor(options);
+}
+
+int command_version(int argc, char** argv) {
+  CommandLine line("version", "Prints the version.", "  lethe version\n");
+  if (const auto code = line.parse(argc, argv)) return *code;
+  std::puts("lethe " LETHE_VERSION);
+  return 0;
+}
+
+}  // namespace lethe
