@@ -37,8 +37,9 @@ class ByteRing {
   }
   void pop(size_t count) {
     LETHE_ASSERT(count <= x_size);
-    x_start = (x_start + count) % kCapacity;
     x_size -= count;
+    // Back to the front when empty: memory that no burst needed is never touched.
+    x_start = x_size == 0 ? 0 : (x_start + count) % kCapacity;
   }
   uint8_t pop_one() {
     const uint8_t byte = x_bytes[x_start];
