@@ -1,0 +1,49 @@
+// The run-time directory of a VM: where its sockets are, and the lock by which a name runs once.
+//
+// $XDG_RUNTIME_DIR/lethe/NAME/, else /run/user/UID/lethe/NAME/, else /tmp/lethe-UID/NAME/; mode
+// 0700, owned by this user (in /tmp another user may have been there first: then it is refused).
+// Its file `lock` is held with flock and names the process, so the directory of a process that died
+// is recognised as stale, emptied and reused. Main thread.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+
+#include "base/result.h"
+#include "base/unique_fd.h"
+
+namespace lethe {
+
+// Where run-time directories may be; tests put their own.
+struct RunDirRoots {
+  std::string xdg;        // $XDG_RUNTIME_DIR; used if absolute
+  std::string run_user;   // "/run/user/UID"; used if it is there
+  std::string temporary;  // "/tmp/lethe-UID"; made if it is not there
+  [[nodiscard]] static RunDirRoots of_this_process();
+};
+
+class RunDir {
+ public:
+  // Makes and locks the directory for a valid name (valid_vm_name). Errors (kHost), one line each:
+  // the name runs already (and as which process), the directory can't be written, belongs to
+  // another user, or its path leaves no room for a socket's name (sun_path, 107 bytes).
+  [[nodiscard]] static Result<RunDir> create(
+      const std::string& name, const RunDirRoots& roots = RunDirRoots::of_this_process());
+
+  RunDir(RunDir&&) noexcept = default;
+  RunDir& operator=(RunDir&&) = delete;
+  // Removes the directory with its lock and sockets.
+  ~RunDir();
+
+  [[nodiscard]] const std::string& path() const { return x_path; }  // no slash at its end
+
+ private:
+  RunDir(std::string path, UniqueFd directory, UniqueFd lock)
+      : x_path(std::move(path)), x_directory(std::move(directory)), x_lock(std::move(lock)) {}
+  std::string x_path;
+  UniqueFd x_directory;
+  UniqueFd x_lock;  // invalid once moved from
+};
+
+}  // namespace lethe
