@@ -1,0 +1,184 @@
+#include "guests/hostile.h"
+
+#include <linux/virtio_ids.h>
+
+#include "kernel/boot.h"
+#include "kernel/cases.h"
+#include "kernel/check.h"
+#include "kernel/clock.h"
+#include "kernel/memory.h"
+
+using namespace kernel;
+
+namespace hostile {
+namespace {
+
+constexpr uint64_t kIgnoredMs = 20;
+constexpr uint64_t kGoodSector = 5;
+constexpr uint32_t kGoodBytes = 64;
+
+const char* outcome_name(Outcome outcome) {
+  switch (outcome) {
+    case kNeedsReset:
+      return "needs reset";
+    case kStatusError:
+      return "error status";
+    case kCompleted:
+      return "completed";
+    case kIgnored:
+      return "ignored";
+  }
+  return "?";
+}
+
+}  // namespace
+
+bool Target::is_blk() const { return virtio_id_ == VIRTIO_ID_BLOCK; }
+bool Target::is_rng() const { return virtio_id_ == VIRTIO_ID_RNG; }
+
+void Target::find() {
+  CHECK(device_.open(virtio_id_));
+  data_ = static_cast<uint8_t*>(alloc_pages(1));
+  request_ = alloc_page_as<BlkRequest>();
+  device_.start(feature(VIRTIO_RING_F_INDIRECT_DESC));
+  queue_.open(device_, queue_index_, 0, kNoVector, false);
+}
+
+void Target::restart() {
+  device_.start(feature(VIRTIO_RING_F_INDIRECT_DESC));
+  queue_.reopen();
+  device_.driver_ok();
+}
+
+uint16_t Target::lay_good_chain() {
+  if (is_blk()) {
+    request_->header = {VIRTIO_BLK_T_IN, 0, kGoodSector};
+    request_->status = kStatusUnwritten;
+    set_desc(*this, 0, physical(&request_->header), sizeof(request_->header), VRING_DESC_F_NEXT, 1);
+    set_desc(*this, 1, physical(data_), kSectorSize, VRING_DESC_F_NEXT | VRING_DESC_F_WRITE, 2);
+    set_desc(*this, 2, physical(&request_->status), 1, VRING_DESC_F_WRITE, 0);
+    return 3;
+  }
+  if (!is_rng()) memcpy(data_, "still here\n", 11);
+  set_desc(*this, 0, physical(data_), is_rng() ? kGoodBytes : 11,
+           device_writes() ? VRING_DESC_F_WRITE : 0, 0);
+  return 1;
+}
+
+void Target::good_request() {
+  memset(data_, 0, kSectorSize);
+  lay_good_chain();
+  send_head(*this, 0);
+  CHECK_SOON(queue_.has_used());
+  const vring_used_elem& e = queue_.used()->ring[queue_.last_used() % queue_.size()];
+  CHECK_EQ(e.id, 0);
+  if (is_blk()) {
+    CHECK_EQ(request_->status, VIRTIO_BLK_S_OK);
+    CHECK_EQ(e.len, kSectorSize + 1);
+    CHECK(sector_has_its_text(data_, kGoodSector));
+  } else if (is_rng()) {
+    CHECK(e.len > 0 && e.len <= kGoodBytes);
+  } else {
+    CHECK_EQ(e.len, 0);
+  }
+  CHECK(!device_.needs_reset());
+}
+
+Outcome Target::observe(uint64_t wait_ms) {
+  bool broken = false;
+  wait_until([&] { return queue_.has_used() || (broken = device_.needs_reset()); }, wait_ms);
+  // Both may come, in either order: what is worse counts.
+  if (broken || device_.needs_reset()) return kNeedsReset;
+  if (!queue_.has_used()) return kIgnored;
+  if (!is_blk()) return kCompleted;
+  const uint8_t status = __atomic_load_n(&request_->status, __ATOMIC_ACQUIRE);
+  return status == VIRTIO_BLK_S_IOERR || status == VIRTIO_BLK_S_UNSUPP ? kStatusError : kCompleted;
+}
+
+void Target::must_still_work() {
+  restart();
+  good_request();
+}
+
+Target& blk_target() {
+  static Target target("blk", VIRTIO_ID_BLOCK, 0);
+  return target;
+}
+Target& rng_target() {
+  static Target target("rng", VIRTIO_ID_RNG, 0);
+  return target;
+}
+Target& console_target() {
+  static Target target("console", VIRTIO_ID_CONSOLE, 1);
+  return target;
+}
+
+void run_attacks(Target& target, const Attack* attacks, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    target.restart();
+    attacks[i].send(target);
+    const bool may_ignore = (attacks[i].expected & kIgnored) != 0;
+    const Outcome outcome = target.observe(may_ignore ? kIgnoredMs : kSoonMs);
+    if ((outcome & attacks[i].expected) == 0) {
+      print("attack %s on %s: %s\n", attacks[i].name, target.name(), outcome_name(outcome));
+      check_failed(__FILE__, __LINE__, "the device answers the attack as it should");
+    }
+    target.must_still_work();
+  }
+  print("%s: %lu attacks\n", target.name(), count);
+}
+
+uint64_t ram_end() {
+  uint64_t end = 0;
+  for (size_t i = 0; i < boot_info().memmap_count; ++i) {
+    const auto& e = boot_info().memmap[i];
+    if (e.type == kMemmapRam && e.addr < k4GiB && e.addr + e.size > end) end = e.addr + e.size;
+  }
+  return end;
+}
+
+void send_head(Target& target, uint16_t head) {
+  target.queue().publish(head);
+  target.queue().kick_always();
+}
+
+void set_desc(Target& target, uint16_t index, uint64_t address, uint32_t length, uint16_t flags,
+              uint16_t next) {
+  target.queue().desc()[index] = {address, length, flags, next};
+}
+
+}  // namespace hostile
+
+void guest_main() {
+  using namespace hostile;
+  Target* const targets[] = {&blk_target(), &rng_target(), &console_target()};
+  for (Target* t : targets) {
+    t->find();
+    t->must_still_work();
+  }
+  static const Case cases[] = {
+      {"rings-blk", [] { rings(blk_target()); }},
+      {"rings-rng", [] { rings(rng_target()); }},
+      {"rings-console", [] { rings(console_target()); }},
+      {"indirect-blk", [] { indirect(blk_target()); }},
+      {"indirect-rng", [] { indirect(rng_target()); }},
+      {"indirect-console", [] { indirect(console_target()); }},
+      {"setup-blk", [] { setup(blk_target()); }},
+      {"setup-rng", [] { setup(rng_target()); }},
+      {"setup-console", [] { setup(console_target()); }},
+      {"doorbells-blk", [] { doorbells(blk_target()); }},
+      {"doorbells-rng", [] { doorbells(rng_target()); }},
+      {"doorbells-console", [] { doorbells(console_target()); }},
+      {"registers-blk", [] { registers(blk_target()); }},
+      {"registers-rng", [] { registers(rng_target()); }},
+      {"registers-console", [] { registers(console_target()); }},
+      {"config-space", [] { config_space(blk_target()); }},
+      {"config-window", [] { config_window(blk_target()); }},
+      {"msix", [] { msix(blk_target()); }},
+      {"moved-bars", moved_bars},
+      {"ports", ports},
+      {"blk-requests", blk_requests},
+  };
+  run_cases("hostile", cases);
+  for (Target* t : targets) t->must_still_work();
+}
