@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <sys/epoll.h>
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
@@ -119,9 +120,21 @@ class SignalWatch : public EventLoop::Watch {
   std::shared_ptr<SignalState> x_state;
 };
 
+// Asio takes a descriptor that epoll refuses (a regular file, /dev/null) without a word, and never
+// calls back. So ask epoll first.
+Result<> check_pollable(int fd) {
+  const UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
+  if (!epoll.valid()) return host_error("epoll_create1: {}", errno_text(errno));
+  epoll_event event{.events = EPOLLIN, .data = {.fd = fd}};
+  if (::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event) != 0)
+    return host_error("cannot watch descriptor {}: {}", fd, errno_text(errno));
+  return {};
+}
+
 Result<std::unique_ptr<EventLoop::Watch>> watch(asio::io_context& context, int fd,
                                                 asio::posix::descriptor_base::wait_type type,
                                                 EventLoop::Callback callback) {
+  LETHE_TRY(check_pollable(fd));
   // A duplicate, since the registration closes what it holds, and since one descriptor can be
   // registered only once with epoll while we may want both directions of it.
   UniqueFd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));

@@ -23,14 +23,14 @@ class EventLoop {
   EventLoop& operator=(const EventLoop&) = delete;
 
   // A registration; destroying it ends it: the callback is not called any more. It does not take over
-  // the descriptor.
+  // the descriptor. It must not outlive the loop.
   class Watch {
    public:
     virtual ~Watch() = default;
   };
 
   // Calls `callback` each time `fd` is readable (level triggered: it must read). Fails when the
-  // descriptor can't be polled (a regular file) or the process is out of memory or watches.
+  // descriptor can't be polled (a regular file, /dev/null) or the process is out of memory or watches.
   [[nodiscard]] Result<std::unique_ptr<Watch>> watch_readable(int fd, Callback callback);
   // The same for writable.
   [[nodiscard]] Result<std::unique_ptr<Watch>> watch_writable(int fd, Callback callback);

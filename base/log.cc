@@ -101,6 +101,7 @@ bool LogLimiter::admit(uint64_t& suppressed) {
                              std::chrono::steady_clock::now().time_since_epoch())
                              .count();
   if (x_burst_left.fetch_sub(1, std::memory_order_relaxed) > 0) {
+    x_tokens_at_ms.store(now_ms, std::memory_order_relaxed);
     suppressed = 0;
     return true;
   }

@@ -42,8 +42,10 @@ class RcuCell {
   }
   // No reader may hold a guard, no writer may be in update(). Waits for retired versions.
   ~RcuCell() {
-    urcu_bp_barrier();
-    LETHE_ASSERT(backlog() == 0);
+    {
+      MutexLock lock(x_backlog_mutex);
+      while (x_backlog > 0) x_backlog_changed.wait(x_backlog_mutex);
+    }
     delete x_current.load(std::memory_order_relaxed);
   }
   RcuCell(const RcuCell&) = delete;
@@ -58,10 +60,11 @@ class RcuCell {
     }
     ~ReadGuard() {
 #ifdef LETHE_TSAN
-      // liburcu is not instrumented: tell TSan that reads before the unlock happen before the free,
-      // and before a wait_for_readers() that waits for this guard returns.
-      __tsan_release(const_cast<Node*>(x_node));
+      // liburcu is not instrumented: tell TSan that reads before the unlock happen before a
+      // wait_for_readers() that waits for this guard returns, and before the free (last, since it
+      // looks into the node itself).
       __tsan_release(&x_node->cell.x_readers_left);
+      __tsan_release(const_cast<Node*>(x_node));
 #endif
       urcu_bp_read_unlock();
     }
@@ -131,7 +134,7 @@ class RcuCell {
     delete node;
     MutexLock lock(cell.x_backlog_mutex);
     --cell.x_backlog;
-    cell.x_backlog_changed.notify_all();
+    cell.x_backlog_changed.notify_all();  // under the lock: a destructor that waits frees both
   }
 
   std::atomic<Node*> x_current;

@@ -1,0 +1,248 @@
+#include "base/event_loop.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/event_fd.h"
+#include "base/unique_fd.h"
+
+namespace lethe {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+// A loop that ends by itself, with a failure, if a test forgets to stop it.
+class EventLoopTest : public testing::Test {
+ protected:
+  void run() {
+    guard_ = loop_.make_timer([this] {
+      ADD_FAILURE() << "the loop was not stopped in time";
+      loop_.stop();
+    });
+    guard_->start(milliseconds(10'000));
+    loop_.run();
+    guard_.reset();
+  }
+  // Lets what is ready now be dispatched, then ends the run.
+  void run_what_is_ready() {
+    auto end = loop_.make_timer([this] { loop_.stop(); });
+    end->start(milliseconds(30));
+    run();
+  }
+
+  EventLoop loop_;
+  std::unique_ptr<EventLoop::Timer> guard_;
+};
+
+TEST_F(EventLoopTest, watch_calls_each_time_the_descriptor_is_readable) {
+  const EventFd event = EventFd::create().value();
+  int calls = 0;
+  const auto watch = loop_.watch_readable(event.fd(), [&] {
+    EXPECT_EQ(event.take(), 1U);
+    if (++calls == 3)
+      loop_.stop();
+    else
+      event.signal();
+  });
+  ASSERT_TRUE(watch.has_value()) << watch.error().text;
+  event.signal();
+  run();
+  EXPECT_EQ(calls, 3);
+}
+
+TEST_F(EventLoopTest, watch_is_level_triggered) {
+  const EventFd event = EventFd::create().value();
+  int calls = 0;
+  const auto watch = loop_.watch_readable(event.fd(), [&] {
+    if (++calls == 3) loop_.stop();  // never reads
+  });
+  ASSERT_TRUE(watch.has_value());
+  event.signal();
+  run();
+  EXPECT_GE(calls, 3);
+}
+
+TEST_F(EventLoopTest, destroyed_watch_is_not_called_and_leaves_the_descriptor_open) {
+  const EventFd event = EventFd::create().value();
+  int calls = 0;
+  auto watch = loop_.watch_readable(event.fd(), [&] { ++calls; });
+  ASSERT_TRUE(watch.has_value());
+  event.signal();
+  watch->reset();
+  run_what_is_ready();
+  EXPECT_EQ(calls, 0);
+  EXPECT_EQ(event.take(), 1U);
+}
+
+TEST_F(EventLoopTest, callback_may_destroy_its_own_watch) {
+  const EventFd event = EventFd::create().value();
+  std::unique_ptr<EventLoop::Watch> watch;
+  int calls = 0;
+  watch = loop_
+              .watch_readable(event.fd(),
+                              [&] {
+                                ++calls;
+                                watch.reset();
+                              })
+              .value();
+  event.signal();
+  run_what_is_ready();
+  EXPECT_EQ(calls, 1);
+}
+
+TEST_F(EventLoopTest, one_descriptor_can_be_watched_in_both_directions) {
+  int fds[2];
+  ASSERT_EQ(::pipe2(fds, O_CLOEXEC | O_NONBLOCK), 0);
+  const UniqueFd read_end(fds[0]);
+  const UniqueFd write_end(fds[1]);
+  std::vector<std::string> order;
+  std::unique_ptr<EventLoop::Watch> writable;
+  writable = loop_
+                 .watch_writable(write_end.get(),
+                                 [&] {
+                                   order.emplace_back("writable");
+                                   writable.reset();
+                                   EXPECT_EQ(::write(write_end.get(), "x", 1), 1);
+                                 })
+                 .value();
+  const auto readable = loop_.watch_readable(read_end.get(), [&] {
+    order.emplace_back("readable");
+    loop_.stop();
+  });
+  ASSERT_TRUE(readable.has_value());
+  run();
+  EXPECT_EQ(order, std::vector<std::string>({"writable", "readable"}));
+}
+
+TEST_F(EventLoopTest, watch_refuses_a_closed_descriptor) {
+  const auto watch = loop_.watch_readable(-1, [] {});
+  ASSERT_FALSE(watch.has_value());
+  EXPECT_NE(watch.error().text.find("descriptor -1"), std::string::npos) << watch.error().text;
+}
+
+TEST_F(EventLoopTest, watch_refuses_what_cannot_be_polled) {
+  for (const char* path : {"/proc/self/exe", "/dev/null"}) {
+    const UniqueFd file(::open(path, O_RDONLY | O_CLOEXEC));
+    ASSERT_TRUE(file.valid());
+    EXPECT_FALSE(loop_.watch_readable(file.get(), [] {}).has_value()) << path;
+  }
+}
+
+TEST_F(EventLoopTest, timer_fires_once_and_not_early) {
+  int calls = 0;
+  const auto begin = steady_clock::now();
+  auto timer = loop_.make_timer([&] {
+    ++calls;
+    EXPECT_GE(steady_clock::now() - begin, milliseconds(20));
+  });
+  timer->start(milliseconds(20));
+  auto end = loop_.make_timer([&] { loop_.stop(); });
+  end->start(milliseconds(80));
+  run();
+  EXPECT_EQ(calls, 1);
+}
+
+TEST_F(EventLoopTest, timer_started_again_replaces_the_first_time) {
+  std::vector<milliseconds> fired;
+  const auto begin = steady_clock::now();
+  auto timer = loop_.make_timer([&] {
+    fired.push_back(std::chrono::duration_cast<milliseconds>(steady_clock::now() - begin));
+  });
+  timer->start(milliseconds(5));
+  timer->start(milliseconds(40));
+  auto end = loop_.make_timer([&] { loop_.stop(); });
+  end->start(milliseconds(100));
+  run();
+  ASSERT_EQ(fired.size(), 1U);
+  EXPECT_GE(fired[0], milliseconds(40));
+}
+
+TEST_F(EventLoopTest, cancelled_timer_does_not_fire) {
+  int calls = 0;
+  auto timer = loop_.make_timer([&] { ++calls; });
+  timer->start(milliseconds(1));
+  timer->cancel();
+  run_what_is_ready();
+  EXPECT_EQ(calls, 0);
+}
+
+TEST_F(EventLoopTest, work_posted_before_stop_has_run) {
+  int ran = 0;
+  for (int i = 0; i < 100; ++i) loop_.post([&] { ++ran; });
+  loop_.stop();
+  loop_.post([&] { ran = -1000; });
+  run();
+  EXPECT_EQ(ran, 100);
+}
+
+TEST_F(EventLoopTest, posts_of_other_threads_all_run_on_the_loops_thread) {
+  constexpr int kEach = 500;
+  int ran = 0;  // no atomic: only the loop's thread touches it
+  std::vector<std::thread> posters;
+  for (int i = 0; i < 3; ++i)
+    posters.emplace_back([&] {
+      for (int n = 0; n < kEach; ++n)
+        loop_.post([&] {
+          if (++ran == 3 * kEach) loop_.stop();
+        });
+    });
+  run();
+  for (auto& poster : posters) poster.join();
+  EXPECT_EQ(ran, 3 * kEach);
+}
+
+TEST_F(EventLoopTest, signals_arrive_as_calls) {
+  std::vector<int> got;
+  auto watch = loop_.watch_signals({SIGUSR1, SIGUSR2}, [&](int signal) {
+    got.push_back(signal);
+    if (got.size() == 2)
+      loop_.stop();
+    else
+      ::kill(::getpid(), SIGUSR2);
+  });
+  ASSERT_TRUE(watch.has_value()) << watch.error().text;
+  loop_.post([] { ::kill(::getpid(), SIGUSR1); });
+  run();
+  EXPECT_EQ(got, std::vector<int>({SIGUSR1, SIGUSR2}));
+}
+
+TEST_F(EventLoopTest, watching_a_signal_that_cannot_be_caught_fails) {
+  const auto watch = loop_.watch_signals({SIGKILL}, [](int) {});
+  EXPECT_FALSE(watch.has_value());
+}
+
+TEST(IoThread, runs_work_on_a_thread_of_that_name) {
+  IoThread thread("lethe-test-io-with-a-long-name");
+  std::optional<std::thread::id> id;
+  char name[32] = {};
+  thread.run_and_wait([&] {
+    id = std::this_thread::get_id();
+    pthread_getname_np(pthread_self(), name, sizeof name);
+  });
+  ASSERT_TRUE(id.has_value());
+  EXPECT_NE(*id, std::this_thread::get_id());
+  EXPECT_STREQ(name, "lethe-test-io-w");
+}
+
+TEST(IoThread, destructor_lets_posted_work_run_and_joins) {
+  int ran = 0;
+  {
+    IoThread thread("lethe-test");
+    for (int i = 0; i < 100; ++i) thread.loop().post([&] { ++ran; });
+  }
+  EXPECT_EQ(ran, 100);
+}
+
+}  // namespace
+}  // namespace lethe
