@@ -103,8 +103,9 @@ Result<GuestMemory::Mapping> GuestMemory::Mapping::create(const Range& range,
   const uintptr_t tail = at + size;
   if (tail < begin + reserved) ::munmap(reinterpret_cast<void*>(tail), begin + reserved - tail);
 
-  const int flags =
-      MAP_FIXED | MAP_NORESERVE | (fd.valid() ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS);
+  // Huge pages are reserved now, or the guest's first touch would end the process with SIGBUS.
+  const int flags = MAP_FIXED | (huge ? 0 : MAP_NORESERVE) |
+                    (fd.valid() ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS);
   // SAFETY: MAP_FIXED replaces only what the reservation above owns: [at, at + size).
   void* const host =
       ::mmap(reinterpret_cast<void*>(at), size, PROT_READ | PROT_WRITE, flags, fd.get(), 0);
