@@ -1,5 +1,5 @@
-// The smallest guest: ends the VM with debug-exit value 0 at once. The `start` benchmark measures the
-// time to get there, so nothing may stand before it (PVH leaves eax undefined, hence the xor).
+// The smallest guest: ends the VM with debug-exit value 0 at once. The `start` benchmark measures
+// the time to get there, so nothing may stand before it (PVH leaves eax undefined, hence the xor).
 
   .section .note.Xen, "a", @note
   .balign 4

@@ -1,4 +1,4 @@
-// Where an AP starts: real mode, copied to 0x8000 by start_other_cpus(), which also fills ap_stacks.
+// Where an AP starts: real mode, copied to 0x8000 by start_other_cpus(), which fills ap_stacks.
 
   .section .rodata
   .code16

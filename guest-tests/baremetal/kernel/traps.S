@@ -35,7 +35,7 @@ trap_common:
   pushq %r15
   movq %rsp, %rdi
   cld
-  call trap_dispatch             // rsp is 16-byte aligned here: 5 + 2 + 15 words, from an aligned one
+  call trap_dispatch             // rsp is 16-byte aligned: the CPU aligned it, then 22 words
   popq %r15
   popq %r14
   popq %r13
