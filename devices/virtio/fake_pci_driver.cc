@@ -130,17 +130,25 @@ bool FakePciDriver::negotiate(uint64_t features) {
   return (status() & VIRTIO_CONFIG_S_FEATURES_OK) != 0;
 }
 
-void FakePciDriver::set_up_queue(uint16_t index) {
+QueueLayout FakePciDriver::default_layout(uint16_t index) {
   set(VIRTIO_PCI_COMMON_Q_SELECT, index, 2);
   const uint64_t place = queue_place(index);
-  set(VIRTIO_PCI_COMMON_Q_DESCLO, place, 4);
-  set(VIRTIO_PCI_COMMON_Q_DESCHI, place >> 32, 4);
-  set(VIRTIO_PCI_COMMON_Q_AVAILLO, place + 0x8000, 4);
-  set(VIRTIO_PCI_COMMON_Q_AVAILHI, 0, 4);
-  set(VIRTIO_PCI_COMMON_Q_USEDLO, place + 0xC000, 4);
-  set(VIRTIO_PCI_COMMON_Q_USEDHI, 0, 4);
+  return {.size = static_cast<uint16_t>(get(VIRTIO_PCI_COMMON_Q_SIZE, 2)),
+          .desc = GuestAddr{place},
+          .driver = GuestAddr{place + 0x8000},
+          .device = GuestAddr{place + 0xC000}};
+}
+
+void FakePciDriver::set_up_queue(uint16_t index, const QueueLayout& layout) {
+  set(VIRTIO_PCI_COMMON_Q_SELECT, index, 2);
+  set(VIRTIO_PCI_COMMON_Q_SIZE, layout.size, 2);
+  set(VIRTIO_PCI_COMMON_Q_DESCLO, layout.desc.value, 4);
+  set(VIRTIO_PCI_COMMON_Q_DESCHI, layout.desc.value >> 32, 4);
+  set(VIRTIO_PCI_COMMON_Q_AVAILLO, layout.driver.value, 4);
+  set(VIRTIO_PCI_COMMON_Q_AVAILHI, layout.driver.value >> 32, 4);
+  set(VIRTIO_PCI_COMMON_Q_USEDLO, layout.device.value, 4);
+  set(VIRTIO_PCI_COMMON_Q_USEDHI, layout.device.value >> 32, 4);
   set(VIRTIO_PCI_COMMON_Q_MSIX, index + 1, 2);
-  LETHE_ASSERT(get(VIRTIO_PCI_COMMON_Q_MSIX, 2) == index + 1U);
   set(VIRTIO_PCI_COMMON_Q_ENABLE, 1, 2);
 }
 

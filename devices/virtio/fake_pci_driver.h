@@ -67,8 +67,11 @@ class FakePciDriver {
   void reset();
   [[nodiscard]] uint64_t device_features();
   [[nodiscard]] bool negotiate(uint64_t features);
-  // Rings of queue `index` at its place in memory (queue_place()), enabled.
-  void set_up_queue(uint16_t index);
+  // Rings of queue `index`, its vector, enabled. The layout: as given, or the queue's largest size
+  // at its place in memory (queue_place()).
+  void set_up_queue(uint16_t index) { set_up_queue(index, default_layout(index)); }
+  void set_up_queue(uint16_t index, const QueueLayout& layout);
+  [[nodiscard]] QueueLayout default_layout(uint16_t index);
   void enable_msix();
   void add_status(uint8_t bits) { set(VIRTIO_PCI_COMMON_STATUS, status() | bits, 1); }
   [[nodiscard]] uint8_t status() { return static_cast<uint8_t>(get(VIRTIO_PCI_COMMON_STATUS, 1)); }

@@ -62,6 +62,8 @@ Result<std::unique_ptr<VirtioPciTransport>> VirtioPciTransport::create(
 
 Result<> VirtioPciTransport::initialize() {
   const auto sizes = x_device->queue_sizes_max();
+  // Bits 24 to 49 are the queues' and the transport's (2.2): the device can't promise those.
+  LETHE_ASSERT((x_device->device_features() & 0x0003'ffff'ff00'0000) == 0);
   LETHE_ASSERT(!sizes.empty() && sizes.size() < Msix::kVectorsMax && x_config_size <= kPage);
   MutexLock lock(x_mutex);
   x_queues.resize(sizes.size());
