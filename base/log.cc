@@ -33,8 +33,7 @@ spdlog::sinks::sink& sink() {
   // Colour only on terminals: automatic. Never destroyed: threads may log while the process ends.
   static auto* sink = [] {
     auto* made = new spdlog::sinks::ansicolor_stderr_sink_mt(spdlog::color_mode::automatic);
-    made->set_formatter(
-        std::make_unique<spdlog::pattern_formatter>("lethe: %^%l%$: %n: %v"));
+    made->set_formatter(std::make_unique<spdlog::pattern_formatter>("lethe: %^%l%$: %n: %v"));
     made->set_level(spdlog::level::trace);
     return made;
   }();

@@ -63,15 +63,15 @@ class LogLimiter {
 };
 
 // A warning that a guest can cause: formatted only if the limiter at this place admits it.
-#define LETHE_LOG_LIMITED(module, ...)                                            \
-  do {                                                                            \
-    static ::lethe::LogLimiter lethe_limiter;                                     \
-    if (uint64_t lethe_held = 0; ::lethe::log_enabled(module, ::lethe::LogLevel::kWarn) && \
-                                 lethe_limiter.admit(lethe_held)) {               \
-      ::lethe::log_warn(module, __VA_ARGS__);                                     \
-      if (lethe_held > 0)                                                         \
+#define LETHE_LOG_LIMITED(module, ...)                                                        \
+  do {                                                                                        \
+    static ::lethe::LogLimiter lethe_limiter;                                                 \
+    if (uint64_t lethe_held = 0; ::lethe::log_enabled(module, ::lethe::LogLevel::kWarn) &&    \
+                                 lethe_limiter.admit(lethe_held)) {                           \
+      ::lethe::log_warn(module, __VA_ARGS__);                                                 \
+      if (lethe_held > 0)                                                                     \
         ::lethe::log_warn(module, "({} lines like the last one were held back)", lethe_held); \
-    }                                                                             \
+    }                                                                                         \
   } while (false)
 
 }  // namespace lethe

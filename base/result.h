@@ -45,17 +45,17 @@ template <typename... Args>
 [[nodiscard]] std::string errno_text(int error);
 
 // Returns the error to the caller, or goes on. `LETHE_TRY(do_it());`
-#define LETHE_TRY(expression)                                                 \
-  do {                                                                        \
-    if (auto lethe_result = (expression); !lethe_result)                      \
-      return ::lethe::Unexpected(std::move(lethe_result).error());            \
+#define LETHE_TRY(expression)                                      \
+  do {                                                             \
+    if (auto lethe_result = (expression); !lethe_result)           \
+      return ::lethe::Unexpected(std::move(lethe_result).error()); \
   } while (false)
 
 #define LETHE_CONCAT_INNER(a, b) a##b
 #define LETHE_CONCAT(a, b) LETHE_CONCAT_INNER(a, b)
-#define LETHE_TRY_ASSIGN_INNER(temporary, target, expression)                    \
-  auto temporary = (expression);                                                 \
-  if (!temporary) return ::lethe::Unexpected(std::move(temporary).error());      \
+#define LETHE_TRY_ASSIGN_INNER(temporary, target, expression)               \
+  auto temporary = (expression);                                            \
+  if (!temporary) return ::lethe::Unexpected(std::move(temporary).error()); \
   target = std::move(*temporary)
 
 // Returns the error to the caller, or assigns the value.

@@ -31,10 +31,12 @@ bool polls_writable(int fd, int timeout_ms) {
 }  // namespace
 
 Result<std::unique_ptr<ConsoleOutput>> ConsoleOutput::create(EventLoop& loop, int fd,
-                                                             const std::string& log_path) {
+                                                             const std::string& log_path,
+                                                             ConsoleLog mode) {
   UniqueFd log;
   if (!log_path.empty()) {
-    log.reset(::open(log_path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    const int how = mode == ConsoleLog::kTruncate ? O_TRUNC : O_APPEND;
+    log.reset(::open(log_path.c_str(), O_WRONLY | O_CREAT | how | O_CLOEXEC, 0600));
     if (!log.valid())
       return host_error("cannot open the console log '{}': {}", log_path, errno_text(errno));
   }

@@ -23,6 +23,9 @@
 
 namespace lethe {
 
+// What happens to a log that exists: a VM's first boot empties it, later ones go on at its end.
+enum class ConsoleLog : uint8_t { kTruncate, kAppend };
+
 struct ConsoleOutputCounters {  // bytes; any thread
   std::atomic<uint64_t> written{0};
   std::atomic<uint64_t> logged{0};
@@ -38,10 +41,11 @@ class ConsoleOutput : public ByteSink {
 
   // `fd` stays the caller's; -1 discards. A terminal or pipe is opened once more where that works,
   // so that it can be written without blocking while its other holders (the user's shell) keep
-  // theirs as it is. `log_path`: created or emptied, mode 0600; empty for no log. Fails when the
-  // log can't be opened; the error names it.
-  [[nodiscard]] static Result<std::unique_ptr<ConsoleOutput>> create(EventLoop& loop, int fd,
-                                                                     const std::string& log_path);
+  // theirs as it is. `log_path`: created, mode 0600, or treated as `mode` says; empty for no log.
+  // Fails when the log can't be opened; the error names it.
+  [[nodiscard]] static Result<std::unique_ptr<ConsoleOutput>> create(
+      EventLoop& loop, int fd, const std::string& log_path,
+      ConsoleLog mode = ConsoleLog::kTruncate);
 
   size_t write(std::span<const uint8_t> bytes) override;
   void add_room_listener(std::function<void()> listener) override;

@@ -1,12 +1,133 @@
 #include "vmm/doctor.h"
 
+#include <fcntl.h>
+#include <liburing.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <array>
+#include <chrono>
 #include <cstdio>
+#include <fstream>
+#include <functional>
+#include <string>
+
+#include "base/assert.h"
+#include "vmm/boot/layout.h"
+#include "vmm/kvm/kvm.h"
+#include "vmm/kvm/vcpu.h"
+#include "vmm/run.h"
 
 namespace lethe {
+namespace {
 
-int run_doctor(const DoctorOptions&) {
-  std::fputs("lethe: the doctor is not built yet\n", stderr);
-  return 1;
+// A processor runs billions of instructions a second; emulation, by KVM or by the machine below it,
+// some millions.
+constexpr double kHardwareInstructionsPerSecond = 50e6;
+constexpr uint32_t kIterationsFirst = 10'000;     // 30 ms of emulation
+constexpr uint32_t kIterationsMax = 100'000'000;  // 0.1 s of hardware
+constexpr uint16_t kDonePort = 0xF4;
+constexpr uint64_t kCodeAddress = 0x1000;
+
+class DonePort final : public BusDevice {
+ public:
+  explicit DonePort(std::function<void()> done) : x_done(std::move(done)) {}
+  void bus_read(uint64_t, std::span<uint8_t>) override {}
+  void bus_write(uint64_t, std::span<const uint8_t>) override { x_done(); }
+
+ private:
+  std::function<void()> x_done;
+};
+
+// Runs a guest of 2 * iterations instructions; returns the seconds it took.
+Result<double> time_guest(const Kvm& kvm, uint32_t iterations) {
+  const GuestMemory::Range range{GuestAddr{0}, 2 * kMiB};
+  LETHE_TRY_ASSIGN(const auto memory, GuestMemory::create({&range, 1}, {.thp = false}));
+  std::array<uint8_t, 14> code = {0xB9, 0,         0,    0, 0,  // mov ecx, iterations
+                                  0x49,                         // loop: dec ecx
+                                  0x75, 0xFD,                   // jnz loop
+                                  0xE6, kDonePort,              // out kDonePort, al
+                                  0xF4, 0xEB,      0xFD,        // hlt; jmp hlt
+                                  0x90};
+  for (int i = 0; i < 4; ++i) code[1 + i] = static_cast<uint8_t>(iterations >> (8 * i));
+  LETHE_ASSERT(memory->write(GuestAddr{kCodeAddress}, code));
+  LETHE_ASSERT(memory->store(GuestAddr{layout::kGdt}, kBootGdt));
+  LETHE_TRY_ASSIGN(const auto vm, KvmVm::create(kvm));
+  LETHE_TRY(vm->map_memory(memory->regions()));
+  LETHE_TRY_ASSIGN(auto cpuid, supported_cpuid(kvm));
+  LETHE_TRY_ASSIGN(const auto vcpu, Vcpu::create(kvm, *vm, std::move(cpuid), 0, 1));
+  BootState state;
+  state.entry = kCodeAddress;
+  state.gdt = layout::kGdt;
+  LETHE_TRY(vcpu->set_boot_state(state));
+  Bus ports("port I/O");
+  const Bus mmio("MMIO");
+  DonePort done([&] { vcpu->request_stop(); });
+  LETHE_TRY(ports.add({kDonePort, 1}, done));
+  const auto start = std::chrono::steady_clock::now();
+  if (vcpu->run(ports, mmio) != VcpuExit::kStopped)
+    return Unexpected(Error{ErrorClass::kKvm, "KVM does not run a tiny guest to its end"});
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Instructions a second: longer guests until one takes long enough to be measured.
+Result<double> guest_speed(const Kvm& kvm) {
+  for (uint32_t iterations = kIterationsFirst;; iterations *= 10) {
+    LETHE_TRY_ASSIGN(const double seconds, time_guest(kvm, iterations));
+    if (seconds > 0.005 || iterations >= kIterationsMax) return 2.0 * iterations / seconds;
+  }
+}
+
+std::string first_line(const char* path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+std::string io_uring_state() {
+  io_uring ring;
+  const int result = io_uring_queue_init(4, &ring, 0);
+  if (result == 0) {
+    io_uring_queue_exit(&ring);
+    return "ok";
+  }
+  return fmt::format("not usable ({}): disks need it: see sysctl kernel.io_uring_disabled",
+                     errno_text(-result));
+}
+
+void print_row(const DoctorOptions& options, const char* what, const std::string& finding) {
+  if (!options.quiet) std::printf("%-12s %s\n", what, finding.c_str());
+}
+
+}  // namespace
+
+int run_doctor(const DoctorOptions& options) {
+  utsname system{};
+  (void)::uname(&system);
+  print_row(options, "kernel", fmt::format("{} {}", system.sysname, system.release));
+  print_row(options, "io_uring", io_uring_state());
+  print_row(options, "huge pages",
+            first_line("/sys/kernel/mm/transparent_hugepage/enabled") + " (transparent)");
+  const auto kvm = Kvm::open();
+  if (!kvm) {
+    print_row(options, "KVM", kvm.error().text);
+    return kExitNoKvm;
+  }
+  print_row(options, "KVM",
+            fmt::format("ok, up to {} vCPUs a VM", kvm->capability(KVM_CAP_MAX_VCPUS)));
+  const auto speed = guest_speed(*kvm);
+  if (!speed) {
+    print_row(options, "guest speed", speed.error().text);
+    return kExitNoKvm;
+  }
+  const bool hardware = *speed >= kHardwareInstructionsPerSecond;
+  print_row(options, "guest speed",
+            fmt::format("{:.1f} million instructions/s: {}", *speed / 1e6,
+                        hardware ? "the processor runs guest code"
+                                 : "guest code is emulated: small guests run, Linux takes hours; "
+                                   "use a host whose processor offers virtualisation"));
+  return hardware ? kDoctorGood : kDoctorSlow;
 }
 
 }  // namespace lethe

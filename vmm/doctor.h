@@ -9,7 +9,7 @@ struct DoctorOptions {
 
 // Exit codes of `lethe doctor`, beside kExitNoKvm (vmm/run.h): /dev/kvm missing or not permitted.
 inline constexpr int kDoctorGood = 0;
-inline constexpr int kDoctorSlow = 1;  // KVM works, but guest code runs by emulation
+inline constexpr int kDoctorSlow = 10;  // KVM works, but guest code runs by emulation
 
 // Measures, prints what it found and what to do, and returns the exit code.
 [[nodiscard]] int run_doctor(const DoctorOptions& options);

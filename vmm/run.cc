@@ -1,12 +1,246 @@
 #include "vmm/run.h"
 
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <array>
+#include <chrono>
 #include <cstdio>
+#include <memory>
+
+#include "base/event_loop.h"
+#include "base/log.h"
+#include "devices/console_output.h"
+#include "devices/virtio/console/console.h"
+#include "vmm/machine.h"
+#include "vmm/run_dir.h"
+#include "vmm/terminal.h"
 
 namespace lethe {
+namespace {
 
-int run_machine(const VmConfig&, const RunOptions&) {
-  std::fputs("lethe: running a machine is not built yet\n", stderr);
+constexpr size_t kInputChunk = 4096;
+constexpr std::chrono::milliseconds kOutputPatience{1000};
+
+// The signals that end a VM. They are blocked except while a session's loop waits for them, so that
+// none finds the default action in the gap of a restart and leaves the terminal raw.
+class SignalMask {
+ public:
+  SignalMask() {
+    ::sigemptyset(&x_set);
+    for (const int signal : {SIGTERM, SIGINT, SIGHUP}) ::sigaddset(&x_set, signal);
+    block();
+  }
+  void block() { (void)::pthread_sigmask(SIG_BLOCK, &x_set, nullptr); }
+  void unblock() { (void)::pthread_sigmask(SIG_UNBLOCK, &x_set, nullptr); }
+
+ private:
+  sigset_t x_set;
+};
+
+// One boot of the VM: a machine, its console and the signals that end it. A restart is a new
+// session, so that nothing of the old machine is left in the loop.
+class Session {
+ public:
+  Session(const VmConfig& config, const RunOptions& options, RawTerminal* raw, SignalMask& mask)
+      : x_config(config),
+        x_options(options),
+        x_raw(raw),
+        x_mask(mask),
+        x_keys([this](EscapeKeys::Command command) { on_command(command); }) {}
+
+  // `first`: the console's log is emptied; later boots append to it.
+  Result<Outcome> run(bool first) {
+    LETHE_TRY_ASSIGN(x_output,
+                     ConsoleOutput::create(x_loop, STDOUT_FILENO, x_config.console.log,
+                                           first ? ConsoleLog::kTruncate : ConsoleLog::kAppend));
+    LETHE_TRY(watch_signals());
+    x_stop_timer = x_loop.make_timer([this] { on_stop_timeout(); });
+    LETHE_TRY_ASSIGN(x_machine, Machine::create(x_config, x_loop, *x_output,
+                                                [this](Outcome outcome) { finish(outcome); }));
+    if (!x_options.non_interactive) {
+      x_machine->console_input().set_room_listener([this] { feed_guest(); });
+      if (x_raw != nullptr) resize_console();
+      watch_input();
+    }
+    x_machine->start();
+    x_mask.unblock();
+    x_loop.run();
+    x_mask.block();
+    x_machine->stop();
+    x_output->finish(kOutputPatience);
+    return x_outcome;
+  }
+
+  // The user asked for the end: a guest that resets instead of powering off does not restart.
+  [[nodiscard]] bool stopping() const { return x_stopping; }
+
+ private:
+  Result<> watch_signals() {
+    LETHE_TRY_ASSIGN(x_signals, x_loop.watch_signals({SIGTERM, SIGINT, SIGHUP, SIGWINCH, SIGCONT},
+                                                     [this](int signal) { on_signal(signal); }));
+    return {};
+  }
+
+  void watch_input() {
+    auto watch = x_loop.watch_readable(STDIN_FILENO, [this] { read_input(); });
+    if (watch) {
+      x_input = std::move(*watch);
+    } else {
+      // A regular file or /dev/null can't be waited for: the guest gets no input then.
+      log_info(LogModule::kVmm, "standard input is not read: {}", watch.error().text);
+    }
+  }
+
+  void read_input() {
+    std::array<uint8_t, kInputChunk> chunk;
+    const ssize_t got = ::read(STDIN_FILENO, chunk.data(), chunk.size());
+    if (got < 0 && (errno == EINTR || errno == EAGAIN)) return;
+    if (got <= 0) {
+      x_input.reset();  // the other end is closed
+      return;
+    }
+    const std::span<const uint8_t> typed(chunk.data(), static_cast<size_t>(got));
+    if (x_raw)
+      x_pending += x_keys.feed(typed);
+    else
+      x_pending.append(typed.begin(), typed.end());
+    feed_guest();
+  }
+
+  // Gives the guest what it has room for; reading stops while something is left over.
+  void feed_guest() {
+    // SAFETY: the characters of the string, as bytes.
+    const std::span bytes(reinterpret_cast<const uint8_t*>(x_pending.data()), x_pending.size());
+    x_pending.erase(0, x_machine->console_input().receive(bytes));
+    if (!x_pending.empty() && x_input) {
+      x_input.reset();
+      x_input_paused = true;
+    } else if (x_pending.empty() && x_input_paused) {
+      x_input_paused = false;
+      watch_input();
+    }
+  }
+
+  void resize_console() {
+    winsize size{};
+    if (::ioctl(STDIN_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0)
+      x_machine->virtio_console().resize(size.ws_col, size.ws_row);
+  }
+
+  void on_signal(int signal) {
+    if (signal == SIGWINCH) {
+      if (x_raw) resize_console();
+    } else if (signal == SIGCONT) {
+      if (x_raw) x_raw->reapply();
+    } else if (x_stopping || x_config.boot.stop_timeout_ms == 0) {
+      finish({Ending::kForced});
+    } else {
+      press_power_button();
+    }
+  }
+
+  void press_power_button() {
+    x_machine->power_button();
+    if (x_stopping) return;
+    x_stopping = true;
+    x_stop_timer->start(std::chrono::milliseconds(x_config.boot.stop_timeout_ms));
+  }
+
+  void on_stop_timeout() {
+    std::fprintf(
+        stderr,
+        "lethe: '%s' did not power off within boot.stop_timeout_ms = %u: ended by force%s\n",
+        x_config.name.c_str(), x_config.boot.stop_timeout_ms, x_raw ? "\r" : "");
+    finish({Ending::kForced});
+  }
+
+  void on_command(EscapeKeys::Command command) {
+    switch (command) {
+      case EscapeKeys::Command::kQuit:
+        finish({Ending::kForced});
+        break;
+      case EscapeKeys::Command::kPowerButton:
+        press_power_button();
+        break;
+      case EscapeKeys::Command::kHelp:
+        std::fputs(EscapeKeys::help(), stderr);
+        break;
+    }
+  }
+
+  void finish(Outcome outcome) {
+    x_outcome = outcome;
+    x_loop.stop();
+  }
+
+  const VmConfig& x_config;
+  const RunOptions& x_options;
+  RawTerminal* const x_raw;  // null: the console is no terminal
+  SignalMask& x_mask;
+  EventLoop x_loop;
+  std::unique_ptr<ConsoleOutput> x_output;
+  std::unique_ptr<EventLoop::Watch> x_signals;
+  std::unique_ptr<EventLoop::Timer> x_stop_timer;
+  std::unique_ptr<Machine> x_machine;
+  EscapeKeys x_keys;
+  std::unique_ptr<EventLoop::Watch> x_input;
+  std::string x_pending;  // typed, and not yet taken by the guest
+  bool x_input_paused = false;
+  bool x_stopping = false;  // the power button was pressed by us
+  Outcome x_outcome;
+};
+
+int exit_code(const Outcome& outcome) {
+  switch (outcome.ending) {
+    case Ending::kPoweredOff:
+      return kExitPoweredOff;
+    case Ending::kReset:
+      return kExitRebooted;
+    case Ending::kPanicked:
+      return kExitPanicked;
+    case Ending::kDebugExit:
+      return debug_exit_code(outcome.debug_value);
+    case Ending::kTripleFault:
+      return kExitTripleFault;
+    case Ending::kForced:
+      return kExitForced;
+    case Ending::kHostFailure:
+      break;
+  }
   return kExitHostError;
+}
+
+Result<Outcome> run_sessions(const VmConfig& config, const RunOptions& options) {
+  LETHE_TRY_ASSIGN(const RunDir run_dir, RunDir::create(config.name));
+  SignalMask mask;
+  std::unique_ptr<RawTerminal> raw;
+  if (!options.non_interactive && ::isatty(STDIN_FILENO) == 1) {
+    std::fprintf(stderr, "lethe: console of '%s': Ctrl-A h for help\n", config.name.c_str());
+    LETHE_TRY_ASSIGN(raw, RawTerminal::enter(STDIN_FILENO));
+  }
+  for (bool first = true;; first = false) {
+    Session session(config, options, raw.get(), mask);
+    LETHE_TRY_ASSIGN(const Outcome outcome, session.run(first));
+    if (outcome.ending != Ending::kReset || session.stopping() ||
+        config.boot.on_reboot != OnReboot::kRestart)
+      return outcome;
+    log_info(LogModule::kVmm, "'{}' restarts", config.name);
+  }
+}
+
+}  // namespace
+
+int run_machine(const VmConfig& config, const RunOptions& options) {
+  (void)::signal(SIGPIPE, SIG_IGN);  // a reader that goes away is an error of write(), not our end
+  const auto outcome = run_sessions(config, options);
+  if (!outcome) {
+    std::fprintf(stderr, "lethe: %s\n", outcome.error().text.c_str());
+    return exit_code_of(outcome.error().kind);
+  }
+  return exit_code(*outcome);
 }
 
 }  // namespace lethe

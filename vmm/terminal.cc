@@ -31,7 +31,7 @@ void restore_and_die(int signal) {
 void install_once() {
   static const bool installed = [] {
     (void)::atexit(restore);
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_handler = restore_and_die;
     action.sa_flags = static_cast<int>(SA_RESETHAND | SA_NODEFER);
     for (const int signal : {SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGQUIT})

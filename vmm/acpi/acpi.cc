@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "base/assert.h"
-#include "dsdt.hex"  // made by iasl from dsdt.asl: dsdt_aml_code
+#include "devices/legacy/acpi_power/acpi_power.h"
 #include "vmm/boot/layout.h"
+
+#include "dsdt.hex"  // made by iasl from dsdt.asl: dsdt_aml_code
 
 namespace lethe {
 namespace {
@@ -79,15 +81,15 @@ Bytes make_fadt(uint64_t dsdt) {
   table.resize(kSize);
   set<uint32_t>(table, 40, static_cast<uint32_t>(dsdt));
   set<uint16_t>(table, 109, kLegacyDevices | kNoVga);
-  set<uint32_t>(table, 112,
-                kWbinvd | kNoFixedPowerButton | kNoFixedSleepButton | kResetRegister |
-                    kHardwareReduced);
-  set_port(table, 116, layout::kResetPort);
-  set<uint8_t>(table, 128, 0x06);  // what to write there
-  set<uint8_t>(table, 131, 4);     // minor version
+  set<uint32_t>(
+      table, 112,
+      kWbinvd | kNoFixedPowerButton | kNoFixedSleepButton | kResetRegister | kHardwareReduced);
+  set_port(table, 116, kResetPort);
+  set<uint8_t>(table, 128, kResetValue);
+  set<uint8_t>(table, 131, 4);  // minor version
   set<uint64_t>(table, 140, dsdt);
-  set_port(table, 244, layout::kSleepControlPort);
-  set_port(table, 256, layout::kSleepStatusPort);
+  set_port(table, 244, kAcpiSleepControlPort);
+  set_port(table, 256, kAcpiSleepStatusPort);
   finish(table);
   return table;
 }

@@ -99,8 +99,7 @@ Result<> check_overlap(uint64_t kernel_end, const Initrd& initrd, const BootOpti
 }
 
 void put_gdt(const GuestMemory& memory) {
-  for (size_t i = 0; i < std::size(kBootGdt); ++i)
-    put(memory, layout::kGdt + 8 * i, kBootGdt[i]);
+  for (size_t i = 0; i < std::size(kBootGdt); ++i) put(memory, layout::kGdt + 8 * i, kBootGdt[i]);
 }
 
 // An identity map of the first 4 GiB in 2 MiB pages: what the 64-bit boot protocol asks for.
@@ -124,9 +123,9 @@ Result<BootState> start_linux(const BootOptions& options, const GuestMemory& mem
   const bool kaslr = (" " + options.cmdline + " ").find(" nokaslr ") == std::string::npos;
   LETHE_TRY_ASSIGN(const LoadedBzImage loaded,
                    load_bzimage(kernel, memory, options.unpack, kaslr, initrd.start));
-  LETHE_TRY(put_command_line(memory, options.cmdline,
-                             std::min<uint64_t>(uint64_t{asked.cmdline_size} + 1,
-                                                layout::kCommandLineMax)));
+  LETHE_TRY(put_command_line(
+      memory, options.cmdline,
+      std::min<uint64_t>(uint64_t{asked.cmdline_size} + 1, layout::kCommandLineMax)));
   boot_params params{};
   params.hdr = loaded.header;
   params.hdr.type_of_loader = 0xFF;  // undefined: no number is assigned to Lethe
@@ -218,8 +217,7 @@ Result<BootState> start_pvh(const BootOptions& options, const GuestMemory& memor
 
 }  // namespace
 
-Result<BootState> load_guest(const BootOptions& options, const GuestMemory& memory,
-                             uint64_t rsdp) {
+Result<BootState> load_guest(const BootOptions& options, const GuestMemory& memory, uint64_t rsdp) {
   LETHE_TRY_ASSIGN(const auto kernel, FileSource::open(options.kernel, "boot.kernel"));
   return is_elf(kernel) ? start_pvh(options, memory, kernel, rsdp)
                         : start_linux(options, memory, kernel, rsdp);

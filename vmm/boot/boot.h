@@ -12,10 +12,10 @@
 namespace lethe {
 
 struct BootOptions {
-  std::string kernel;   // path: ELF with a PVH note, or a bzImage
-  std::string initrd;   // path; empty: none
+  std::string kernel;  // path: ELF with a PVH note, or a bzImage
+  std::string initrd;  // path; empty: none
   std::string cmdline;
-  bool unpack = true;   // unpack a bzImage on the host
+  bool unpack = true;  // unpack a bzImage on the host
 };
 
 // `rsdp` is the guest-physical address of the ACPI root pointer. Memory must be fresh (all zero).

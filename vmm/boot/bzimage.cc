@@ -188,10 +188,11 @@ Result<setup_header> read_setup_header(const ByteSource& source) {
   return header;
 }
 
-Result<LoadedBzImage> load_bzimage(const ByteSource& source, const GuestMemory& memory,
-                                   bool unpack, bool kaslr, uint64_t limit) {
+Result<LoadedBzImage> load_bzimage(const ByteSource& source, const GuestMemory& memory, bool unpack,
+                                   bool kaslr, uint64_t limit) {
   LETHE_TRY_ASSIGN(const setup_header header, read_setup_header(source));
-  const uint64_t setup_bytes = (uint64_t{header.setup_sects == 0 ? 4U : header.setup_sects} + 1) * 512;
+  const uint64_t setup_bytes =
+      (uint64_t{header.setup_sects == 0 ? 4U : header.setup_sects} + 1) * 512;
   // syssize counts 16-byte paragraphs of the protected-mode code: what must be there.
   const uint64_t code_bytes = uint64_t{header.syssize} * 16;
   if (code_bytes == 0 || source.size() < setup_bytes + code_bytes - 15)

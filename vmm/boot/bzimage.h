@@ -1,6 +1,6 @@
 // Linux bzImage files (Documentation/arch/x86/boot.rst, 64-bit boot protocol): checked, loaded as
-// they are, or unpacked on the host and entered as the ELF kernel inside, which spares the guest the
-// unpacking. The kernel's own relocations are then applied here with random offsets, as its
+// they are, or unpacked on the host and entered as the ELF kernel inside, which spares the guest
+// the unpacking. The kernel's own relocations are then applied here with random offsets, as its
 // unpacker would have done, so that KASLR is kept.
 #pragma once
 
@@ -19,7 +19,7 @@ struct LoadedBzImage {
   setup_header header{};  // to be completed and handed to the kernel
   uint64_t start = 0;     // guest-physical range the kernel runs in, its working space included
   uint64_t end = 0;
-  uint64_t entry = 0;     // 64-bit entry point
+  uint64_t entry = 0;  // 64-bit entry point
   bool unpacked = false;
 };
 
@@ -31,7 +31,7 @@ struct LoadedBzImage {
 // `kaslr`: random offsets when unpacking; the physical one keeps the kernel below `limit`, which is
 // where the initrd starts or low RAM ends.
 [[nodiscard]] Result<LoadedBzImage> load_bzimage(const ByteSource& source,
-                                                 const GuestMemory& memory, bool unpack,
-                                                 bool kaslr, uint64_t limit);
+                                                 const GuestMemory& memory, bool unpack, bool kaslr,
+                                                 uint64_t limit);
 
 }  // namespace lethe

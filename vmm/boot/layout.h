@@ -9,9 +9,9 @@ namespace lethe::layout {
 
 // Low memory: what the boot code writes before the guest runs.
 inline constexpr uint64_t kGdt = 0x500;
-inline constexpr uint64_t kPvhStartInfo = 0x6000;     // hvm_start_info, module list, memory map
-inline constexpr uint64_t kBootParams = 0x7000;       // Linux's "zero page", 4 KiB
-inline constexpr uint64_t kPageTables = 0x9000;       // 6 pages: identity map of the first 4 GiB
+inline constexpr uint64_t kPvhStartInfo = 0x6000;  // hvm_start_info, module list, memory map
+inline constexpr uint64_t kBootParams = 0x7000;    // Linux's "zero page", 4 KiB
+inline constexpr uint64_t kPageTables = 0x9000;    // 6 pages: identity map of the first 4 GiB
 inline constexpr uint64_t kCommandLine = 0x2'0000;
 inline constexpr uint64_t kCommandLineMax = 4096;     // with its final zero byte
 inline constexpr uint64_t kLowRamEnd = 0xA'0000;      // RAM as the PC's memory map has it
@@ -22,11 +22,11 @@ inline constexpr uint64_t kHighRamStart = 0x10'0000;  // 1 MiB: kernels are load
 inline constexpr uint64_t kMmioHole = 3 * kGiB;
 inline constexpr uint64_t kPci32Start = 0xC000'0000;
 inline constexpr uint64_t kPci32End = 0xE000'0000;
-inline constexpr uint64_t kEcam = 0xE000'0000;        // 1 MiB: bus 0
+inline constexpr uint64_t kEcam = 0xE000'0000;  // 1 MiB: bus 0
 inline constexpr uint64_t kIoapic = 0xFEC0'0000;
 inline constexpr uint64_t kLapic = 0xFEE0'0000;
 inline constexpr uint64_t kAboveHole = 4 * kGiB;
-inline constexpr uint64_t kPci64Size = 16 * kGiB;     // the window above RAM
+inline constexpr uint64_t kPci64Size = 16 * kGiB;  // the window above RAM
 
 // Where the 64-bit PCI window starts for so much RAM: above it, 1 GiB aligned.
 inline constexpr uint64_t pci64_start(uint64_t memory_bytes) {
@@ -34,19 +34,7 @@ inline constexpr uint64_t pci64_start(uint64_t memory_bytes) {
   return kAboveHole + (above + kGiB - 1) / kGiB * kGiB;
 }
 
-// Ports and interrupt lines.
-inline constexpr uint16_t kSerialPort = 0x3F8;
-inline constexpr uint32_t kSerialGsi = 4;
-inline constexpr uint16_t kRtcPort = 0x70;
-inline constexpr uint16_t kI8042Port = 0x60;
-inline constexpr uint16_t kDebugExitPort = 0xF4;
-inline constexpr uint16_t kPvpanicPort = 0x505;
-inline constexpr uint16_t kSleepControlPort = 0x600;
-inline constexpr uint16_t kSleepStatusPort = 0x601;
-inline constexpr uint16_t kEventPort = 0x604;
-inline constexpr uint32_t kEventGsi = 5;
-inline constexpr uint16_t kPciConfigPort = 0xCF8;
-inline constexpr uint16_t kResetPort = 0xCF9;
-inline constexpr uint8_t kSleepTypeS5 = 5;
+// Interrupt lines; the ports stand in the devices' headers.
+inline constexpr uint32_t kEventGsi = 5;  // the generic event device (dsdt.asl)
 
 }  // namespace lethe::layout

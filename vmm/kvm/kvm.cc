@@ -13,7 +13,7 @@ namespace lethe {
 namespace {
 
 constexpr uint32_t kIoapicPins = 24;
-constexpr uint32_t kPicPins = 8;        // each of the two
+constexpr uint32_t kPicPins = 8;                                       // each of the two
 constexpr uint32_t kMsiRoutesMax = 4096 - kIoapicPins - 2 * kPicPins;  // KVM_MAX_IRQ_ROUTES
 // Three pages and one page that KVM on Intel without "unrestricted guest" keeps for itself, just
 // below the reset vector, where no RAM and no device of ours is (api.rst 4.35, 4.40).
@@ -33,12 +33,9 @@ struct Needed {
   const char* name;
 };
 constexpr Needed kNeeded[] = {
-    {KVM_CAP_IRQCHIP, "KVM_CAP_IRQCHIP"},
-    {KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY"},
-    {KVM_CAP_IRQFD, "KVM_CAP_IRQFD"},
-    {KVM_CAP_IRQ_ROUTING, "KVM_CAP_IRQ_ROUTING"},
-    {KVM_CAP_IOEVENTFD, "KVM_CAP_IOEVENTFD"},
-    {KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT"},
+    {KVM_CAP_IRQCHIP, "KVM_CAP_IRQCHIP"},     {KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY"},
+    {KVM_CAP_IRQFD, "KVM_CAP_IRQFD"},         {KVM_CAP_IRQ_ROUTING, "KVM_CAP_IRQ_ROUTING"},
+    {KVM_CAP_IOEVENTFD, "KVM_CAP_IOEVENTFD"}, {KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT"},
     {KVM_CAP_EXT_CPUID, "KVM_CAP_EXT_CPUID"},
 };
 

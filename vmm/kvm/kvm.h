@@ -1,8 +1,8 @@
-// The KVM API (Documentation/virt/kvm/api.rst), thin: descriptors that close themselves, ioctls that
-// return Results. Policy (what a machine looks like) is elsewhere.
+// The KVM API (Documentation/virt/kvm/api.rst), thin: descriptors that close themselves, ioctls
+// that return Results. Policy (what a machine looks like) is elsewhere.
 #pragma once
 
-#include <linux/kvm.h>
+#include "vmm/kvm/kvm_api.h"
 
 #include <cstdint>
 #include <memory>
@@ -22,7 +22,8 @@ namespace lethe {
 // /dev/kvm, checked: API version 12 and the capabilities Lethe stands on.
 class Kvm {
  public:
-  // Errors are of class kKvm and say what to do: no such device, no permission, a capability missing.
+  // Errors are of class kKvm and say what to do: no such device, no permission, a capability
+  // missing.
   [[nodiscard]] static Result<Kvm> open();
 
   [[nodiscard]] int fd() const { return x_fd.get(); }

@@ -11,6 +11,7 @@
 
 #include "base/assert.h"
 #include "base/log.h"
+#include "vmm/kvm/coalesced_writes.h"
 
 namespace lethe {
 namespace {
@@ -20,7 +21,7 @@ int kick_signal() { return SIGRTMIN; }
 
 void install_kick_handler() {
   static const bool installed = [] {
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_handler = [](int) {};
     return sigaction(kick_signal(), &action, nullptr) == 0;
   }();
@@ -53,7 +54,7 @@ void set_topology(std::vector<kvm_cpuid_entry2>& cpuid, uint32_t index, uint32_t
       case 1:
         e.ebx = (e.ebx & 0x0000'FFFF) | (count << 16) | (index << 24);
         e.edx = count > 1 ? e.edx | (1U << 28) : e.edx & ~(1U << 28);  // HTT
-        e.ecx |= 1U << 31;                                              // hypervisor
+        e.ecx |= 1U << 31;                                             // hypervisor
         break;
       case 4:
         e.eax = (e.eax & 0x0000'3FFF) | ((count - 1) << 26);
@@ -137,8 +138,8 @@ Result<std::vector<kvm_cpuid_entry2>> supported_cpuid(const Kvm& kvm) {
   auto buffer = std::make_unique<CpuidBuffer>();
   buffer->header.nent = kCpuidEntriesMax;
   if (::ioctl(kvm.fd(), KVM_GET_SUPPORTED_CPUID, buffer.get()) != 0)
-    return Unexpected(Error{ErrorClass::kKvm,
-                            fmt::format("KVM_GET_SUPPORTED_CPUID: {}", errno_text(errno))});
+    return Unexpected(
+        Error{ErrorClass::kKvm, fmt::format("KVM_GET_SUPPORTED_CPUID: {}", errno_text(errno))});
   std::vector<kvm_cpuid_entry2> entries(buffer->entries, buffer->entries + buffer->header.nent);
   set_timer_features(entries, kvm);
   return entries;
@@ -201,9 +202,9 @@ Result<> Vcpu::set_boot_state(const BootState& state) {
   sregs.cr0 = 0x11;  // PE, ET
   if (long_mode) {
     sregs.cr3 = state.cr3;
-    sregs.cr4 |= 1U << 5;    // PAE
-    sregs.cr0 |= 1U << 31;   // PG
-    sregs.efer |= 0x500;     // LME, LMA
+    sregs.cr4 |= 1U << 5;   // PAE
+    sregs.cr0 |= 1U << 31;  // PG
+    sregs.efer |= 0x500;    // LME, LMA
   }
   if (::ioctl(x_fd.get(), KVM_SET_SREGS, &sregs) != 0) return vcpu_error(x_index, "KVM_SET_SREGS");
   kvm_regs regs{};
@@ -226,7 +227,7 @@ void Vcpu::request_stop() {
     (void)::syscall(SYS_tgkill, ::getpid(), thread, kick_signal());
 }
 
-VcpuExit Vcpu::run(const Bus& port_io, const Bus& mmio) {
+VcpuExit Vcpu::run(const Bus& port_io, const Bus& mmio, CoalescedWrites* coalesced) {
   x_thread_id.store(::gettid(), std::memory_order_seq_cst);
   struct Leave {
     std::atomic<int>& id;
@@ -238,6 +239,7 @@ VcpuExit Vcpu::run(const Bus& port_io, const Bus& mmio) {
       report_failure(fmt::format("KVM_RUN: {}", errno_text(errno)).c_str());
       return VcpuExit::kFailed;
     }
+    if (coalesced != nullptr) (void)coalesced->drain(port_io);
     switch (x_run->exit_reason) {
       case KVM_EXIT_IO:
         handle_port_io(port_io);
@@ -259,12 +261,11 @@ VcpuExit Vcpu::run(const Bus& port_io, const Bus& mmio) {
                            .c_str());
         return VcpuExit::kFailed;
       case KVM_EXIT_INTERNAL_ERROR:
-        report_failure(
-            fmt::format("KVM internal error {}{}", x_run->internal.suberror,
-                        x_run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION
-                            ? " (an instruction that KVM can't emulate)"
-                            : "")
-                .c_str());
+        report_failure(fmt::format("KVM internal error {}{}", x_run->internal.suberror,
+                                   x_run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION
+                                       ? " (an instruction that KVM can't emulate)"
+                                       : "")
+                           .c_str());
         return VcpuExit::kFailed;
       default:
         report_failure(fmt::format("unexpected KVM exit {}", x_run->exit_reason).c_str());

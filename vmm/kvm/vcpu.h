@@ -1,7 +1,7 @@
 // One virtual processor: its KVM state, and the loop that runs it on a thread of its own.
 #pragma once
 
-#include <linux/kvm.h>
+#include "vmm/kvm/kvm_api.h"
 
 #include <atomic>
 #include <cstdint>
@@ -14,6 +14,8 @@
 
 namespace lethe {
 
+class CoalescedWrites;
+
 // How the boot processor starts (the others wait for INIT and SIPI, as real ones do).
 struct BootState {
   enum class Mode : uint8_t {
@@ -21,11 +23,11 @@ struct BootState {
     kLong64,       // Linux 64-bit boot protocol: `cr3` holds an identity map
   };
   Mode mode = Mode::kProtected32;
-  uint64_t entry = 0;       // rip
-  uint64_t rbx = 0;         // PVH: address of hvm_start_info
-  uint64_t rsi = 0;         // Linux: address of boot_params
-  uint64_t cr3 = 0;         // long mode only
-  uint64_t gdt = 0;         // address of the GDT that kBootGdt was written to
+  uint64_t entry = 0;  // rip
+  uint64_t rbx = 0;    // PVH: address of hvm_start_info
+  uint64_t rsi = 0;    // Linux: address of boot_params
+  uint64_t cr3 = 0;    // long mode only
+  uint64_t gdt = 0;    // address of the GDT that kBootGdt was written to
 };
 
 // Selectors 0x8 (32-bit code), 0x10 (data), 0x18 (64-bit code): what BootState loads.
@@ -51,8 +53,11 @@ class Vcpu {
   [[nodiscard]] Result<> set_boot_state(const BootState& state);
 
   // Runs until stopped or the guest is gone. Called by the vCPU's thread only; port and memory
-  // accesses are dispatched on it. `port_io` and `mmio` must outlive the call.
-  [[nodiscard]] VcpuExit run(const Bus& port_io, const Bus& mmio);
+  // accesses are dispatched on it, after what `coalesced` holds (null: nothing is coalesced).
+  [[nodiscard]] VcpuExit run(const Bus& port_io, const Bus& mmio,
+                             CoalescedWrites* coalesced = nullptr);
+
+  [[nodiscard]] int fd() const { return x_fd.get(); }
 
   // Makes run() return soon. Any thread, and the vCPU's own thread from within a device.
   void request_stop();

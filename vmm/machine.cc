@@ -1,0 +1,191 @@
+#include "vmm/machine.h"
+
+#include <pthread.h>
+
+#include <string>
+
+#include "base/assert.h"
+#include "base/log.h"
+#include "devices/legacy/acpi_power/acpi_power.h"
+#include "devices/legacy/debug_exit/debug_exit.h"
+#include "devices/legacy/i8042/i8042.h"
+#include "devices/legacy/pvpanic/pvpanic.h"
+#include "devices/legacy/rtc/rtc.h"
+#include "devices/legacy/serial/serial.h"
+#include "devices/virtio/console/console.h"
+#include "devices/virtio/pci_transport.h"
+#include "devices/virtio/rng/rng.h"
+#include "vmm/acpi/acpi.h"
+#include "vmm/boot/boot.h"
+#include "vmm/boot/layout.h"
+#include "vmm/serial_port.h"
+
+namespace lethe {
+namespace {
+
+std::vector<GuestMemory::Range> memory_ranges(uint64_t bytes) {
+  if (bytes <= layout::kMmioHole) return {{GuestAddr{0}, bytes}};
+  return {{GuestAddr{0}, layout::kMmioHole},
+          {GuestAddr{layout::kAboveHole}, bytes - layout::kMmioHole}};
+}
+
+}  // namespace
+
+struct Machine::Legacy {
+  Legacy(MachineControl& control, EventLoop& loop, ByteSink& console, const Bus& ports,
+         std::unique_ptr<Interrupt> serial_line, std::unique_ptr<Interrupt> event_line)
+      : serial_interrupt(std::move(serial_line)),
+        event_interrupt(std::move(event_line)),
+        serial(loop, *serial_interrupt, console),
+        serial_port(loop, serial, ports),
+        power(control, *event_interrupt),
+        reset(control),
+        i8042(control),
+        pvpanic(control),
+        debug_exit(control) {}
+
+  std::unique_ptr<Interrupt> serial_interrupt;
+  std::unique_ptr<Interrupt> event_interrupt;
+  Serial serial;
+  SerialPort serial_port;
+  AcpiPower power;
+  ResetRegister reset;
+  Rtc rtc;
+  I8042 i8042;
+  Pvpanic pvpanic;
+  DebugExit debug_exit;
+};
+
+Machine::Machine(const VmConfig& config, EventLoop& loop, std::function<void(Outcome)> on_end)
+    : x_config(config), x_loop(loop), x_on_end(std::move(on_end)) {}
+
+Machine::~Machine() { stop(); }
+
+Result<std::unique_ptr<Machine>> Machine::create(const VmConfig& config, EventLoop& loop,
+                                                 ByteSink& console,
+                                                 std::function<void(Outcome)> on_end) {
+  auto machine = std::unique_ptr<Machine>(new Machine(config, loop, std::move(on_end)));
+  LETHE_TRY(machine->build(console));
+  return machine;
+}
+
+Result<> Machine::build(ByteSink& console) {
+  LETHE_TRY_ASSIGN(Kvm kvm, Kvm::open());
+  x_kvm = std::make_unique<Kvm>(std::move(kvm));
+  const auto ranges = memory_ranges(x_config.memory.size_bytes);
+  LETHE_TRY_ASSIGN(x_memory, GuestMemory::create(ranges, {.backing = x_config.memory.backing,
+                                                          .thp = x_config.memory.thp}));
+  const uint64_t rsdp = write_acpi_tables(*x_memory, x_config.cpus);
+  LETHE_TRY_ASSIGN(const BootState boot, load_guest({.kernel = x_config.boot.kernel,
+                                                     .initrd = x_config.boot.initrd,
+                                                     .cmdline = x_config.boot.cmdline,
+                                                     .unpack = x_config.boot.unpack},
+                                                    *x_memory, rsdp));
+  LETHE_TRY_ASSIGN(x_vm, KvmVm::create(*x_kvm));
+  LETHE_TRY(x_vm->map_memory(x_memory->regions()));
+  LETHE_TRY(build_legacy(console));
+  LETHE_TRY(build_virtio(console));
+  LETHE_TRY(build_vcpus());
+  return x_vcpus[0]->set_boot_state(boot);
+}
+
+Result<> Machine::build_legacy(ByteSink& console) {
+  LETHE_TRY_ASSIGN(auto serial_line, x_vm->make_edge_line(kSerialIrq));
+  LETHE_TRY_ASSIGN(auto event_line, x_vm->make_edge_line(layout::kEventGsi));
+  MachineControl& control = *this;
+  x_legacy = std::make_unique<Legacy>(control, x_loop, console, x_ports, std::move(serial_line),
+                                      std::move(event_line));
+  LETHE_TRY(x_ports.add({kSerialPort, kSerialPorts}, x_legacy->serial_port));
+  LETHE_TRY(x_ports.add({kAcpiPowerPort, kAcpiPowerPorts}, x_legacy->power));
+  LETHE_TRY(x_ports.add({kRtcPort, kRtcPorts}, x_legacy->rtc));
+  LETHE_TRY(x_ports.add({kI8042Port, kI8042Ports}, x_legacy->i8042));
+  LETHE_TRY(x_ports.add({kPvpanicPort, 1}, x_legacy->pvpanic));
+  LETHE_TRY(x_ports.add({kDebugExitPort, kDebugExitPorts}, x_legacy->debug_exit));
+  return {};
+}
+
+Result<> Machine::build_virtio(ByteSink& console) {
+  const PciWindows windows{
+      .low = {layout::kPci32Start, layout::kPci32End - layout::kPci32Start},
+      .high = {layout::pci64_start(x_config.memory.size_bytes), layout::kPci64Size}};
+  x_pci = std::make_unique<PciBus>(x_ports, PciEnvironment{.mmio = x_mmio,
+                                                           .msi = *x_vm,
+                                                           .doorbells = *x_vm,
+                                                           .memory = *x_memory,
+                                                           .windows = windows});
+  x_pci->set_reset_control(x_legacy->reset);
+  LETHE_TRY(x_pci->attach());
+
+  auto virtio_console = std::make_unique<ConsoleDevice>(x_loop, console);
+  x_virtio_console = virtio_console.get();
+  LETHE_TRY(add_virtio(std::move(virtio_console)));
+  if (x_config.rng.enabled) {
+    LETHE_TRY_ASSIGN(auto rng, RngDevice::open(x_loop, x_config.rng.source));
+    LETHE_TRY(add_virtio(std::move(rng)));
+  }
+  return {};
+}
+
+Result<> Machine::add_virtio(std::unique_ptr<VirtioDevice> device) {
+  LETHE_TRY_ASSIGN(auto transport,
+                   VirtioPciTransport::create(x_pci->environment(), std::move(device)));
+  LETHE_TRY(x_pci->add_device(std::move(transport)));
+  return {};
+}
+
+Result<> Machine::build_vcpus() {
+  LETHE_TRY_ASSIGN(const auto cpuid, supported_cpuid(*x_kvm));
+  for (uint32_t i = 0; i < x_config.cpus; ++i) {
+    LETHE_TRY_ASSIGN(auto vcpu, Vcpu::create(*x_kvm, *x_vm, cpuid, i, x_config.cpus));
+    x_vcpus.push_back(std::move(vcpu));
+  }
+  x_coalesced = CoalescedWrites::create(*x_kvm, *x_vm, x_vcpus[0]->fd());
+  x_legacy->serial_port.set_coalesced_writes(x_coalesced.get());
+  return {};
+}
+
+void Machine::start() {
+  LETHE_ASSERT(x_threads.empty());
+  for (size_t i = 0; i < x_vcpus.size(); ++i)
+    x_threads.emplace_back([this, i] {
+      pthread_setname_np(pthread_self(), fmt::format("vcpu{}", i).c_str());
+      run_vcpu(*x_vcpus[i]);
+    });
+}
+
+void Machine::run_vcpu(Vcpu& vcpu) {
+  switch (vcpu.run(x_ports, x_mmio, x_coalesced.get())) {
+    case VcpuExit::kStopped:
+      break;
+    case VcpuExit::kTripleFault:
+      end({Ending::kTripleFault});
+      break;
+    case VcpuExit::kFailed:
+      end({Ending::kHostFailure});
+      break;
+  }
+}
+
+void Machine::end(Outcome outcome) {
+  if (x_ended.exchange(true)) return;
+  for (const auto& vcpu : x_vcpus) vcpu->request_stop();
+  // A copy: the callback may destroy this machine.
+  x_loop.post([on_end = x_on_end, outcome] { on_end(outcome); });
+}
+
+void Machine::stop() {
+  x_ended.store(true);  // what the guest still asks for no longer counts
+  for (const auto& vcpu : x_vcpus) vcpu->request_stop();
+  for (std::thread& thread : x_threads) thread.join();
+  x_threads.clear();
+  if (x_coalesced) (void)x_coalesced->drain(x_ports);
+}
+
+void Machine::power_button() { x_legacy->power.power_button(); }
+
+ByteReceiver& Machine::console_input() {
+  if (x_config.console.input == ConsoleInput::kVirtio) return *x_virtio_console;
+  return x_legacy->serial;
+}
+
+}  // namespace lethe

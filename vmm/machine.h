@@ -1,0 +1,102 @@
+// The machine: memory, vCPUs, buses and devices put together, from a config. Adding a device is its
+// folder below devices/ plus one line in machine.cc.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "base/event_loop.h"
+#include "devices/bus.h"
+#include "devices/byte_stream.h"
+#include "devices/legacy/machine_control.h"
+#include "devices/pci/pci_bus.h"
+#include "vmm/config.h"
+#include "vmm/kvm/coalesced_writes.h"
+#include "vmm/kvm/kvm.h"
+#include "vmm/kvm/vcpu.h"
+
+namespace lethe {
+
+class ConsoleDevice;
+class VirtioDevice;
+
+// How a machine's run came to its end.
+enum class Ending : uint8_t {
+  kPoweredOff,
+  kReset,  // the guest asked for a reset: make a new machine, or end
+  kPanicked,
+  kDebugExit,
+  kTripleFault,
+  kHostFailure,  // KVM refused to go on; the reason was logged
+  kForced,       // the user or a timeout ended it
+};
+
+struct Outcome {
+  Ending ending = Ending::kHostFailure;
+  uint32_t debug_value = 0;  // kDebugExit only
+};
+
+// Threading: created, started, stopped and destroyed on the main thread, which runs `loop`.
+class Machine final : private MachineControl {
+ public:
+  // Builds everything and loads the guest; no guest code runs yet. `console` takes the output of
+  // the serial port and of the virtio console. `on_end` is called once, on the loop's thread, when
+  // the machine has come to its end by itself. Both must outlive the machine.
+  [[nodiscard]] static Result<std::unique_ptr<Machine>> create(const VmConfig& config,
+                                                               EventLoop& loop, ByteSink& console,
+                                                               std::function<void(Outcome)> on_end);
+  ~Machine() override;
+
+  // Starts the vCPU threads.
+  void start();
+  // Stops them and waits for them. Harmless if they do not run.
+  void stop();
+  // Presses the ACPI power button: a guest that listens shuts down.
+  void power_button();
+
+  // The console that gets the terminal's keys, as the config says.
+  [[nodiscard]] ByteReceiver& console_input();
+  [[nodiscard]] ConsoleDevice& virtio_console() { return *x_virtio_console; }
+
+ private:
+  struct Legacy;
+
+  Machine(const VmConfig& config, EventLoop& loop, std::function<void(Outcome)> on_end);
+  [[nodiscard]] Result<> build(ByteSink& console);
+  [[nodiscard]] Result<> build_legacy(ByteSink& console);
+  [[nodiscard]] Result<> build_virtio(ByteSink& console);
+  [[nodiscard]] Result<> add_virtio(std::unique_ptr<VirtioDevice> device);
+  [[nodiscard]] Result<> build_vcpus();
+  void run_vcpu(Vcpu& vcpu);
+
+  // MachineControl, on vCPU threads.
+  void guest_power_off() override { end({Ending::kPoweredOff}); }
+  void guest_reset() override { end({Ending::kReset}); }
+  void guest_panicked() override { end({Ending::kPanicked}); }
+  void guest_debug_exit(uint32_t value) override { end({Ending::kDebugExit, value}); }
+  // The first one counts. Any thread.
+  void end(Outcome outcome);
+
+  const VmConfig& x_config;
+  EventLoop& x_loop;
+  std::function<void(Outcome)> x_on_end;
+  std::atomic<bool> x_ended{false};
+
+  // In the order of dependence: destroyed from the bottom up.
+  std::unique_ptr<Kvm> x_kvm;
+  std::unique_ptr<GuestMemory> x_memory;
+  std::unique_ptr<KvmVm> x_vm;
+  Bus x_ports{"port I/O"};
+  Bus x_mmio{"MMIO"};
+  std::unique_ptr<Legacy> x_legacy;
+  std::unique_ptr<PciBus> x_pci;
+  ConsoleDevice* x_virtio_console = nullptr;  // x_pci owns it
+  std::vector<std::unique_ptr<Vcpu>> x_vcpus;
+  std::unique_ptr<CoalescedWrites> x_coalesced;  // null if this KVM has none
+  std::vector<std::thread> x_threads;
+};
+
+}  // namespace lethe
