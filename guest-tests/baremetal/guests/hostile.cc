@@ -178,6 +178,7 @@ void guest_main() {
       {"moved-bars", moved_bars},
       {"ports", ports},
       {"blk-requests", blk_requests},
+      {"fuzz", fuzz},
   };
   run_cases("hostile", cases);
   for (Target* t : targets) t->must_still_work();

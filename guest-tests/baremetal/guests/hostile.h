@@ -99,5 +99,7 @@ void moved_bars();
 void ports();
 // hostile_blk.cc
 void blk_requests();
+// hostile_fuzz.cc
+void fuzz();
 
 }  // namespace hostile
