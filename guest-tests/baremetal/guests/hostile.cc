@@ -36,12 +36,15 @@ const char* outcome_name(Outcome outcome) {
 bool Target::is_blk() const { return virtio_id_ == VIRTIO_ID_BLOCK; }
 bool Target::is_rng() const { return virtio_id_ == VIRTIO_ID_RNG; }
 
-void Target::find() {
+Target& Target::find() {
+  if (data_ != nullptr) return *this;
   CHECK(device_.open(virtio_id_));
   data_ = static_cast<uint8_t*>(alloc_pages(1));
   request_ = alloc_page_as<BlkRequest>();
   device_.start(feature(VIRTIO_RING_F_INDIRECT_DESC));
   queue_.open(device_, queue_index_, 0, kNoVector, false);
+  must_still_work();
+  return *this;
 }
 
 void Target::restart() {
@@ -102,15 +105,15 @@ void Target::must_still_work() {
 
 Target& blk_target() {
   static Target target("blk", VIRTIO_ID_BLOCK, 0);
-  return target;
+  return target.find();
 }
 Target& rng_target() {
   static Target target("rng", VIRTIO_ID_RNG, 0);
-  return target;
+  return target.find();
 }
 Target& console_target() {
   static Target target("console", VIRTIO_ID_CONSOLE, 1);
-  return target;
+  return target.find();
 }
 
 void run_attacks(Target& target, const Attack* attacks, size_t count) {
@@ -151,11 +154,6 @@ void set_desc(Target& target, uint16_t index, uint64_t address, uint32_t length,
 
 void guest_main() {
   using namespace hostile;
-  Target* const targets[] = {&blk_target(), &rng_target(), &console_target()};
-  for (Target* t : targets) {
-    t->find();
-    t->must_still_work();
-  }
   static const Case cases[] = {
       {"rings-blk", [] { rings(blk_target()); }},
       {"rings-rng", [] { rings(rng_target()); }},
@@ -181,5 +179,4 @@ void guest_main() {
       {"fuzz", fuzz},
   };
   run_cases("hostile", cases);
-  for (Target* t : targets) t->must_still_work();
 }

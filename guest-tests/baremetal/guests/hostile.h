@@ -35,8 +35,8 @@ class Target {
   // Whether the device only reads from the chains of this queue, or only writes to them.
   bool device_writes() const { return is_rng(); }
 
-  // Finds the device and allocates its rings; once.
-  void find();
+  // Finds the device, allocates its rings and tries it; the first time only.
+  Target& find();
   // Resets and sets up, up to DRIVER_OK.
   void restart();
   // Descriptors 0.. of the table become a good chain; returns how many.

@@ -9,16 +9,9 @@ using namespace kernel;
 namespace hostile {
 namespace {
 
-// 256 of these are more than 2^32 bytes, the most a chain may have (section 2.7.5.2).
-constexpr uint32_t kScratchBytes = 17 << 20;
 constexpr uint64_t kMmioHole = 0xc8000000;
 constexpr uint64_t kEcam = 0xe0000000;
 constexpr uint64_t kLapic = 0xfee00000;
-
-uint8_t* scratch() {
-  static auto* pages = static_cast<uint8_t*>(alloc_pages(kScratchBytes / kPageSize));
-  return pages;
-}
 
 // The flag with which the target's data would go the right way.
 uint16_t right_way(Target& t) { return t.device_writes() ? VRING_DESC_F_WRITE : 0; }
@@ -48,12 +41,15 @@ void send_loop_of_all(Target& t) {
   send_head(t, 3);
 }
 
+// More than 2^32 bytes, the most a chain may have (section 2.7.5.2), all of it in RAM.
 void send_too_long(Target& t) {
   t.lay_good_chain();
+  const auto part = static_cast<uint32_t>(k4GiB / (t.queue().size() - 2u) + kPageSize);
+  static void* const scratch = alloc_pages(part / kPageSize + 1);
   const uint16_t last = static_cast<uint16_t>(t.queue().size() - 1);
   for (uint16_t i = 0; i <= last; ++i) {
     const auto flags = static_cast<uint16_t>(right_way(t) | (i == last ? 0 : VRING_DESC_F_NEXT));
-    set_desc(t, i, physical(scratch()), kScratchBytes, flags, static_cast<uint16_t>(i + 1));
+    set_desc(t, i, physical(scratch), part, flags, static_cast<uint16_t>(i + 1));
   }
   if (t.is_blk()) {
     set_desc(t, 0, physical(&t.request().header), 16, VRING_DESC_F_NEXT, 1);
