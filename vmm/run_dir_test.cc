@@ -147,8 +147,8 @@ TEST_F(RunDirTest, unwritable_directory_is_named) {
 }
 
 TEST_F(RunDirTest, racing_starts_never_share_a_name) {
-  constexpr int kProcesses = 3;
-  constexpr int kRounds = 150;
+  constexpr int kProcesses = 6;
+  constexpr int kRounds = 300;
   for (int p = 0; p < kProcesses; ++p) {
     const pid_t child = ::fork();
     ASSERT_GE(child, 0);

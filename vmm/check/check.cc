@@ -1,12 +1,205 @@
 #include "vmm/check/check.h"
 
-#include <cstdio>
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "base/event_loop.h"
+#include "vmm/check/attempt.h"
+#include "vmm/check/guest.h"
+#include "vmm/check/report.h"
+#include "vmm/check/verdict.h"
+#include "vmm/cli/cli.h"
+#include "vmm/config_schema.h"
+#include "vmm/run.h"
 
 namespace lethe {
+namespace {
 
-int run_checks(const CheckOptions&) {
-  std::fputs("lethe: check is not built yet\n", stderr);
-  return 1;
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::seconds kGrace{3};
+constexpr size_t kTailLines = 20;
+
+double seconds_of(std::chrono::nanoseconds time) {
+  return std::chrono::duration<double>(time).count();
+}
+
+class Checker {
+ public:
+  Checker(const CheckOptions& options, std::vector<Guest> guests)
+      : x_options(options),
+        x_guests(std::move(guests)),
+        x_results(x_guests.size()),
+        x_attempts(x_guests.size()),
+        x_progress(stdout, x_guests.size()) {
+    for (size_t i = 0; i < x_guests.size(); ++i) x_results[i].name = x_guests[i].name;
+  }
+
+  [[nodiscard]] Result<> run();
+  [[nodiscard]] const std::vector<GuestResult>& results() const { return x_results; }
+  [[nodiscard]] bool interrupted() const { return x_interrupted; }
+  Progress& progress() { return x_progress; }
+
+ private:
+  void start_more();
+  void start(size_t index);
+  void attempt_ended(size_t index, AttemptRecord record);
+  void guest_ended(size_t index);
+  void interrupt();
+  AttemptSpec spec_of(size_t index) const;
+
+  const CheckOptions& x_options;
+  std::vector<Guest> x_guests;
+  std::vector<GuestResult> x_results;                // one a guest
+  EventLoop x_loop;                                  // outlives the attempts
+  std::vector<std::unique_ptr<Attempt>> x_attempts;  // one a guest, while it runs
+  Progress x_progress;
+  size_t x_next = 0;
+  size_t x_running = 0;
+  bool x_interrupted = false;
+};
+
+Result<> Checker::run() {
+  LETHE_TRY_ASSIGN(const auto signals,
+                   x_loop.watch_signals({SIGINT, SIGTERM, SIGHUP}, [this](int) { interrupt(); }));
+  x_loop.post([this] { start_more(); });
+  x_loop.run();
+  return {};
+}
+
+void Checker::start_more() {
+  while (!x_interrupted && x_running < x_options.jobs && x_next < x_guests.size()) {
+    const size_t index = x_next++;
+    const std::string missing = missing_needs(x_guests[index].check);
+    if (missing.empty()) {
+      ++x_running;
+      x_progress.started(x_guests[index].name);
+      start(index);
+      continue;
+    }
+    x_results[index].outcome = Outcome::kSkipped;
+    x_results[index].reasons = {missing};
+    x_progress.ended(x_results[index]);
+  }
+  if (x_running == 0) x_loop.stop();
+}
+
+AttemptSpec Checker::spec_of(size_t index) const {
+  const Guest& guest = x_guests[index];
+  AttemptSpec spec;
+  // A name of its own: two `lethe check` at once, or a VM that runs under the config's name, must
+  // not be in each other's way.
+  spec.command = {x_options.program.empty() ? "/proc/self/exe" : x_options.program,
+                  "run",
+                  guest.config_file,
+                  "--non-interactive",
+                  "--name",
+                  fmt::format("check-{}-{}", ::getpid(), index)};
+  spec.deadline = std::chrono::nanoseconds(
+      std::llround(guest.check.deadline_ms * 1e6 * x_options.timeout_scale));
+  spec.grace = kGrace;
+  if (x_options.out_dir.empty()) return spec;
+  // A retry leaves the failed attempt's log alone: that is the one people want.
+  const size_t failed = x_results[index].failed_attempts.size();
+  const std::string suffix = failed == 0 ? "" : fmt::format(".attempt-{}", failed + 1);
+  spec.log_file = fmt::format("{}/{}{}.log", x_options.out_dir, guest.name, suffix);
+  return spec;
+}
+
+void Checker::start(size_t index) {
+  x_attempts[index] = std::make_unique<Attempt>(
+      x_loop, spec_of(index),
+      [this, index](AttemptRecord record) { attempt_ended(index, std::move(record)); });
+}
+
+void Checker::attempt_ended(size_t index, AttemptRecord record) {
+  x_attempts[index].reset();
+  GuestResult& result = x_results[index];
+  result.seconds += seconds_of(record.duration);
+  result.reasons = judge_attempt(x_guests[index], record);
+  if (result.reasons.empty()) {
+    result.outcome = Outcome::kPassed;
+    return guest_ended(index);
+  }
+  if (record.interrupted) {
+    result.outcome = Outcome::kInterrupted;
+    return guest_ended(index);
+  }
+  const size_t attempt = result.failed_attempts.size() + 1;
+  if (attempt <= x_options.retries && !x_interrupted) {
+    x_progress.note(fmt::format("RETRY {}: attempt {} failed: {}", printable(result.name), attempt,
+                                result.reasons[0]));
+    result.failed_attempts.push_back(result.reasons[0]);
+    return start(index);
+  }
+  result.outcome = Outcome::kFailed;
+  result.tail = tail_of(record.console, kTailLines);
+  result.messages_tail = tail_of(record.messages, kTailLines);
+  guest_ended(index);
+}
+
+void Checker::guest_ended(size_t index) {
+  x_progress.ended(x_results[index]);
+  --x_running;
+  start_more();
+}
+
+void Checker::interrupt() {
+  if (!x_interrupted) x_progress.note("interrupted: ending the guests that run");
+  x_interrupted = true;
+  for (const auto& attempt : x_attempts)
+    if (attempt) attempt->interrupt();
+}
+
+// The console logs' directory, made if need be, and cleared of nothing: names are the guests'.
+Result<> make_out_dir(const std::string& path) {
+  for (size_t slash = path.find('/', 1);; slash = path.find('/', slash + 1)) {
+    const std::string part = path.substr(0, slash);
+    if (::mkdir(part.c_str(), 0777) != 0 && errno != EEXIST)
+      return host_error("--out '{}': {}", printable(part), errno_text(errno));
+    if (slash == std::string::npos) break;
+  }
+  if (::access(path.c_str(), W_OK | X_OK) != 0)
+    return host_error("--out '{}': {}", printable(path), errno_text(errno));
+  return {};
+}
+
+Result<int> check(const CheckOptions& options, GuestList list) {
+  std::optional<ReportFile> junit;
+  if (!options.junit_file.empty()) {
+    LETHE_TRY_ASSIGN(ReportFile file, ReportFile::open(options.junit_file));
+    junit.emplace(std::move(file));
+  }
+  if (!options.out_dir.empty()) LETHE_TRY(make_out_dir(options.out_dir));
+
+  const auto started_at = Clock::now();
+  Checker checker(options, take_shard(std::move(list.guests), options.shard, options.shards));
+  for (const std::string& note : list.notes) checker.progress().note(note);
+  LETHE_TRY(checker.run());
+  const double seconds = seconds_of(Clock::now() - started_at);
+  checker.progress().summary(checker.results(), seconds);
+  if (junit) LETHE_TRY(junit->write(junit_xml(checker.results(), seconds)));
+  if (checker.interrupted()) return kExitInterrupted;
+  return count_results(checker.results()).failed > 0 ? 1 : 0;
+}
+
+}  // namespace
+
+int run_checks(const CheckOptions& options) {
+  std::vector<std::string> errors;
+  GuestList list = collect_guests(options.inputs, errors);
+  for (const std::string& error : errors) print_error(error);
+  if (!errors.empty()) return kExitUsage;
+  const auto code = check(options, std::move(list));
+  if (code) return *code;
+  print_error(code.error().text);
+  return exit_code_of(code.error().kind);
 }
 
 }  // namespace lethe

@@ -1,0 +1,104 @@
+#include "vmm/check/report.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+
+#include "vmm/check/pattern.h"
+#include "vmm/check/verdict.h"
+
+namespace lethe {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+ConsolePatterns patterns(std::vector<std::string> must, std::vector<std::string> must_not) {
+  CheckConfig check;
+  check.must_match = std::move(must);
+  check.must_not_match = std::move(must_not);
+  auto compiled = compile_patterns(check, "x.toml");
+  EXPECT_TRUE(compiled) << compiled.error().text;
+  return compiled ? std::move(*compiled) : ConsolePatterns();
+}
+
+TEST(Junit, escapes_markup_and_what_xml_has_no_place_for) {
+  EXPECT_EQ(xml_escape("<a b=\"c\">&"), "&lt;a b=&quot;c&quot;&gt;&amp;");
+  EXPECT_EQ(xml_escape(std::string("\0\x01\x1b[0m\t\r\n\x7f\xff", 11)),
+            "\\x00\\x01\\x1b[0m\t\n\\x7f\\xff");
+  EXPECT_EQ(xml_escape("]]>"), "]]&gt;");
+}
+
+TEST(Junit, counts_and_details_every_outcome) {
+  std::vector<GuestResult> results(5);
+  results[0] = {.name = "p&q", .outcome = Outcome::kPassed, .seconds = 1.5};
+  results[1] = {.name = "f",
+                .outcome = Outcome::kFailed,
+                .reasons = {"why <1>", "why 2"},
+                .tail = "tail \x1b\n"};
+  results[2] = {.name = "s", .outcome = Outcome::kSkipped, .reasons = {"needs kvm"}};
+  results[3] = {.name = "i", .outcome = Outcome::kInterrupted, .reasons = {"interrupted"}};
+  results[4] = {.name = "n"};
+  EXPECT_EQ(junit_xml(results, 2.25),
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n"
+            "<testsuite name=\"lethe check\" tests=\"5\" failures=\"1\" errors=\"2\" skipped=\"1\" "
+            "time=\"2.250\">\n"
+            "<testcase classname=\"lethe.check\" name=\"p&amp;q\" time=\"1.500\"></testcase>\n"
+            "<testcase classname=\"lethe.check\" name=\"f\" time=\"0.000\">\n"
+            "<failure message=\"why &lt;1&gt;; why 2\">console, last lines:\ntail \\x1b\n"
+            "</failure></testcase>\n"
+            "<testcase classname=\"lethe.check\" name=\"s\" time=\"0.000\">\n"
+            "<skipped message=\"needs kvm\"/></testcase>\n"
+            "<testcase classname=\"lethe.check\" name=\"i\" time=\"0.000\">\n"
+            "<error message=\"interrupted\"/></testcase>\n"
+            "<testcase classname=\"lethe.check\" name=\"n\" time=\"0.000\">\n"
+            "<error message=\"not run: interrupted\"/></testcase>\n"
+            "</testsuite>\n</testsuites>\n");
+}
+
+TEST(Tail, is_the_last_lines) {
+  EXPECT_EQ(tail_of("", 3), "");
+  EXPECT_EQ(tail_of("\n\r\n", 3), "");
+  EXPECT_EQ(tail_of("a", 3), "a\n");
+  EXPECT_EQ(tail_of("a\nb\nc\nd\n", 2), "c\nd\n");
+  EXPECT_EQ(tail_of("a\n\nc", 2), "\nc\n");
+  EXPECT_EQ(tail_of("\na", 5), "\na\n");
+  EXPECT_EQ(tail_of(std::string(10000, 'x'), 2).size(), 4097u);
+}
+
+TEST(Patterns, match_within_lines_only) {
+  EXPECT_THAT(patterns({"^a$", "b+"}, {"^$"}).judge("a\r\nbb\n"), IsEmpty());
+  EXPECT_THAT(patterns({"a.b", "a\\sb"}, {}).judge("a\nb\n").size(), 2u);
+  EXPECT_THAT(patterns({}, {"x"}).judge("line x one\nx\n"),
+              ElementsAre("the console matches 'x', which it must not: 'line x one'"));
+  EXPECT_THAT(patterns({"end"}, {}).judge("no newline at the end"), IsEmpty());
+  EXPECT_THAT(patterns({"a"}, {}).judge(""), ElementsAre("the console has no match of 'a'"));
+}
+
+TEST(Patterns, bytes_that_are_no_utf8_are_matched_past) {
+  EXPECT_THAT(patterns({"ok$"}, {}).judge("\xff\xfe\x80 ok\n"), IsEmpty());
+}
+
+TEST(Patterns, hostile_console_takes_linear_time) {
+  const auto before = std::chrono::steady_clock::now();
+  const std::string line(1 << 20, 'a');
+  EXPECT_THAT(patterns({"(a+)+b"}, {"(a|aa)*c$"}).judge(line).size(), 1u);
+  // Backtracking would not end in a lifetime.
+  EXPECT_LT(std::chrono::steady_clock::now() - before, std::chrono::seconds(30));
+}
+
+TEST(Patterns, bad_pattern_names_file_key_and_entry) {
+  for (const char* bad : {"(", "[z-a]", "a{2,1}", "*", "(?=look)"}) {
+    CheckConfig check;
+    check.must_not_match = {"good", bad};
+    const auto compiled = compile_patterns(check, "x.toml");
+    ASSERT_FALSE(compiled) << bad;
+    EXPECT_EQ(compiled.error().kind, ErrorClass::kConfig);
+    EXPECT_THAT(compiled.error().text, HasSubstr("x.toml: key 'check.must_not_match', entry 2: '"));
+  }
+}
+
+}  // namespace
+}  // namespace lethe

@@ -1,0 +1,191 @@
+// The built program with wrong things typed: each has its exit code, and exactly one line on
+// stderr.
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "vmm/config_schema.h"
+#include "vmm/suggest.h"
+
+namespace lethe {
+namespace {
+
+using testing::EndsWith;
+using testing::HasSubstr;
+using testing::StartsWith;
+
+struct Ran {
+  int code = -1;
+  std::string out;
+  std::string err;
+};
+
+class Cli : public testing::Test {
+ protected:
+  void SetUp() override {
+    char made[] = "/tmp/lethe-cli-XXXXXX";
+    ASSERT_NE(::mkdtemp(made), nullptr);
+    x_dir = made;
+  }
+  void TearDown() override { std::filesystem::remove_all(x_dir); }
+
+  std::string write(const std::string& name, const std::string& text) {
+    std::ofstream(x_dir + "/" + name) << text;
+    return x_dir + "/" + name;
+  }
+  std::string read(const std::string& name) {
+    std::ifstream file(x_dir + "/" + name);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+  // `words` are shell words after the program.
+  Ran lethe(const std::string& words) {
+    const std::string command = fmt::format(
+        "cd {0} && timeout 20 {1} {2} >{0}/out 2>{0}/err </dev/null", x_dir, LETHE_PROGRAM, words);
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read("out"), read("err")};
+  }
+  void expect_refused(const std::string& words, int code, const std::string& part) {
+    SCOPED_TRACE(words);
+    const Ran ran = lethe(words);
+    EXPECT_EQ(ran.code, code);
+    EXPECT_EQ(ran.out, "");
+    EXPECT_THAT(ran.err, StartsWith("lethe: "));
+    EXPECT_THAT(ran.err, HasSubstr(part));
+    EXPECT_THAT(ran.err, EndsWith("\n"));
+    EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << ran.err;
+  }
+
+  std::string x_dir;
+};
+
+TEST_F(Cli, wrong_words_are_one_line_and_exit_code_2) {
+  expect_refused("", 2, "a command is missing");
+  expect_refused("rnu", 2, "'rnu' is no command; did you mean 'run'?");
+  expect_refused("frobnicate", 2, "'frobnicate' is no command (");
+  expect_refused("--frobnicate", 2, "'--frobnicate' is no command");
+  expect_refused("\"$(printf 'a\\nb\\033c')\"", 2, "'a\\x0ab\\x1bc' is no command");
+  expect_refused("''", 2, "'' is no command");
+  expect_refused("run", 2, "CONFIG is required");
+  expect_refused("run a b", 2, "'b' is one too many");
+  expect_refused("run --nme x a", 2, "'--nme' is not known; did you mean '--name'?");
+  expect_refused("run a --set", 2, "--set");
+  expect_refused("run a --log loud", 2, "log level 'loud' is not known");
+  expect_refused("validate", 2, "CONFIG is missing");
+  expect_refused("doctor now", 2, "'now' is one too many");
+  expect_refused("version 2", 2, "'2' is one too many");
+  expect_refused("check", 2, "CONFIG is required");
+  expect_refused("check x --jobs 0", 2, "--jobs");
+  expect_refused("check x --jobs many", 2, "--jobs");
+  expect_refused("check x --retry -1", 2, "--retry");
+  expect_refused("check x --timeout-scale nan", 2, "--timeout-scale");
+  for (const char* shard : {"0/2", "3/2", "1", "/", "1/", "a/b", "-1/2", "1/2/3"})
+    expect_refused(fmt::format("check x --shard={}", shard), 2, "write I/N");
+}
+
+TEST_F(Cli, bad_configs_are_one_line_and_exit_code_2) {
+  write("k", "kernel");
+  const std::string good = "[boot]\nkernel = \"k\"\n";
+  std::string junk;
+  for (int i = 0; i < 4096; ++i) junk += static_cast<char>((i * 167 + 13) % 256);
+  write("junk.toml", junk);
+  write("huge.toml", std::string((1 << 20) + 1, '#'));
+  write("deep.toml", "a = " + std::string(500000, '['));
+  write("three.toml", "cpus = 0\nfoo = 1\nbar = 2\n" + good);
+  write("type.toml", "cpus = \"two\"\n" + good);
+  write("Bad Name.toml", good);
+  write("nokernel.toml", "[boot]\nkernel = \"none\"\n");
+  write("good.toml", good);
+  for (const char* command : {"run", "check", "validate"}) {
+    const auto refused = [&](const std::string& file, const std::string& part) {
+      expect_refused(fmt::format("{} '{}'", command, file), 2, part);
+    };
+    refused("gone.toml", "config 'gone.toml': No such file or directory");
+    refused("junk.toml", "junk.toml:1:");
+    refused("huge.toml", "larger than 1 MiB");
+    refused("deep.toml", "deep.toml:1:");
+    refused("type.toml",
+            "type.toml:1:1: key 'cpus' is text: it must be a whole number from 1 to 64");
+    refused("Bad Name.toml", "key 'name' is missing");
+    refused("/dev/zero", "is a character device");
+  }
+  expect_refused("run .", 2, "is a directory");
+  expect_refused("run three.toml", 2, "(and 2 more: `lethe validate` lists them)");
+  expect_refused("run nokernel.toml", 2, "nokernel.toml: key 'boot.kernel': 'none': No such file");
+  expect_refused("validate nokernel.toml", 2, "key 'boot.kernel': 'none': No such file");
+  expect_refused("run good.toml --name Bad", 2, "key 'name' 'Bad' does not fit");
+  expect_refused("run good.toml --set memory.size=1", 2, "--set memory.size=1: key 'memory.size'");
+}
+
+TEST_F(Cli, validate_lists_every_error) {
+  write("three.toml", "cpus = 0\nfoo = 1\nbar = 2\n[boot]\nkernel = \"k\"\n");
+  const Ran ran = lethe("validate three.toml");
+  EXPECT_EQ(ran.code, 2);
+  EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 3) << ran.err;
+}
+
+TEST_F(Cli, validate_accepts_good_configs) {
+  write("k", "kernel");
+  write("good.toml", "[boot]\nkernel = \"k\"\n");
+  const Ran ran = lethe("validate good.toml");
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.out, "good.toml: good\n");
+}
+
+TEST_F(Cli, help_and_version_go_to_stdout) {
+  for (const char* words : {"--help", "help", "-h", "run --help", "check -h", "validate --help",
+                            "doctor --help", "version --help", "--version", "version"}) {
+    SCOPED_TRACE(words);
+    const Ran ran = lethe(words);
+    EXPECT_EQ(ran.code, 0);
+    EXPECT_EQ(ran.err, "");
+    EXPECT_THAT(ran.out, HasSubstr("lethe"));
+  }
+  EXPECT_THAT(lethe("run --help").out, HasSubstr("Examples:"));
+}
+
+TEST_F(Cli, reference_is_printed) {
+  EXPECT_EQ(lethe("validate --print-reference").out, config_reference());
+}
+
+TEST_F(Cli, output_that_cannot_be_written_is_an_error) {
+  const std::string command = fmt::format("{} version >/dev/full 2>{}/err", LETHE_PROGRAM, x_dir);
+  const int status = std::system(command.c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 1);
+  EXPECT_EQ(read("err"), "lethe: cannot write to standard output: No space left on device\n");
+}
+
+TEST_F(Cli, closed_standard_descriptors_do_no_harm) {
+  const std::string command =
+      fmt::format("cd {} && {} run gone.toml <&- >&- 2>&-", x_dir, LETHE_PROGRAM);
+  EXPECT_EQ(WEXITSTATUS(std::system(command.c_str())), 2);
+}
+
+TEST_F(Cli, check_runs_this_program) {
+  // No guest is needed to see that the child is `lethe run`: the missing kernel is its error.
+  write("a.toml", "[boot]\nkernel = \"none\"\n[check]\n");
+  const Ran ran = lethe("check a.toml");
+  EXPECT_EQ(ran.code, 1);
+  EXPECT_THAT(ran.out,
+              HasSubstr("expected poweroff, but the config was refused: lethe: a.toml: key "
+                        "'boot.kernel': 'none': No such file"));
+}
+
+TEST(Suggest, finds_the_nearest_word) {
+  const std::string_view words[] = {"run", "validate", "check"};
+  EXPECT_EQ(closest_word("run", words), "run");
+  EXPECT_EQ(closest_word("rnu", words), "run");
+  EXPECT_EQ(closest_word("chekc", words), "check");
+  EXPECT_EQ(closest_word("valdiaet", words), "validate");
+  EXPECT_EQ(closest_word("banana", words), std::nullopt);
+  EXPECT_EQ(closest_word("", words), std::nullopt);
+  EXPECT_EQ(closest_word(std::string(1000, 'r'), words), std::nullopt);
+}
+
+}  // namespace
+}  // namespace lethe
