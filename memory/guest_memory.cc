@@ -205,7 +205,7 @@ bool GuestMemory::remove_region(GuestAddr start) {
             }) > 0;
   });
   // A copy that found the region in an older version may be under way: wait until it has left.
-  if (found) x_map.wait_for_readers();
+  if (found) x_map.reclaim();
   return found;
 }
 
