@@ -12,6 +12,7 @@ void guest_main() {
   static const Case cases[] = {
       {"banner", machine::banner},
       {"memory-map", machine::memory_map},
+      {"module", machine::module, true},
       {"acpi", machine::acpi},
       {"legacy-ports", machine::legacy_ports},
       {"pci-scan", machine::pci_scan},

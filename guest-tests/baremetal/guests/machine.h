@@ -6,6 +6,7 @@ namespace machine {
 // machine_boot.cc: what the VMM tells at entry.
 void banner();
 void memory_map();
+void module();
 
 // machine_acpi.cc
 void acpi();

@@ -3,6 +3,9 @@
 #include "kernel/check.h"
 #include "kernel/cpu.h"
 #include "kernel/memory.h"
+#include "kernel/virtio/blk.h"
+
+extern "C" char image_end[];
 
 using namespace kernel;
 
@@ -73,6 +76,22 @@ void memory_map() {
     touch(k4GiB);
     map_identity(top - 1, 1, false);
     touch(top - 1);
+  }
+}
+
+// The initrd arrives whole, page aligned, in RAM, clear of the kernel.
+void module() {
+  const BootInfo& b = boot_info();
+  CHECK_EQ(b.module_count, 1);
+  const auto& m = b.modules[0];
+  CHECK_EQ(m.size, kMiB);
+  CHECK_EQ(m.paddr % kPageSize, 0);
+  CHECK_EQ(ram_between(m.paddr, m.paddr + m.size), m.size);
+  CHECK(m.paddr >= reinterpret_cast<uint64_t>(image_end) || m.paddr + m.size <= kMiB);
+  const uint64_t sectors[] = {0, 7, 8, 1024, 2047};
+  for (const uint64_t sector : sectors) {
+    CHECK(
+        sector_has_its_text(reinterpret_cast<const void*>(m.paddr + sector * kSectorSize), sector));
   }
 }
 

@@ -36,7 +36,7 @@ struct hvm_memmap_table_entry {
 inline constexpr uint32_t kMemmapRam = 1;
 
 inline constexpr size_t kMemmapMax = 32;
-inline constexpr size_t kCmdlineMax = 512;
+inline constexpr size_t kCmdlineMax = 4096;
 inline constexpr size_t kModulesMax = 4;
 
 // A copy, taken before the guest uses any memory of its own choice.
