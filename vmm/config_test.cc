@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "vmm/check/pattern.h"
 #include "vmm/config_schema.h"
 #include "vmm/run.h"
 #include "vmm/toml_depth.h"
@@ -326,6 +327,22 @@ TEST(Config, docs_are_up_to_date) {
   const std::string text{std::istreambuf_iterator<char>(docs), {}};
   EXPECT_NE(text.find(config_reference()), std::string::npos)
       << "run: lethe validate --print-reference, and put it under 'Reference' in docs/config.md";
+}
+
+TEST(Config, all_configs_of_the_tree_are_right) {
+  size_t seen = 0;
+  for (const char* folder : {"/configs", "/guest-tests"}) {
+    for (const auto& entry :
+         std::filesystem::recursive_directory_iterator(std::string(LETHE_SOURCE_DIR) + folder)) {
+      if (entry.path().extension() != ".toml") continue;
+      ++seen;
+      const auto config = load_config(entry.path());
+      ASSERT_TRUE(config) << config.error().text;
+      const auto patterns = compile_patterns(config->check, entry.path());
+      EXPECT_TRUE(patterns) << patterns.error().text;
+    }
+  }
+  EXPECT_GE(seen, 3u);
 }
 
 class ConfigFiles : public testing::Test {

@@ -85,13 +85,13 @@ TEST_F(Check, guest_that_ends_as_expected_passes) {
 
 TEST_F(Check, every_other_end_fails) {
   guest("a", "exit 3");
-  guest("b", "echo 'lethe: no such disk' >&2; exit 1");
+  guest("b", "echo 'lethe: no such disk' >&2; exit 1", "must_match = ['x']");
   guest("c", "kill -SEGV $$");
   guest("d", "exit 0", "exit = \"debug-exit:0\"");
   guest("e", "exit 7");
   EXPECT_EQ(run(), 1);
   EXPECT_THAT(x_out, HasSubstr("expected poweroff, but the guest rebooted"));
-  EXPECT_THAT(x_out, HasSubstr("but the host failed it: lethe: no such disk"));
+  EXPECT_THAT(x_out, HasSubstr("but the host failed it: lethe: no such disk\n"));
   EXPECT_THAT(x_out, HasSubstr("but lethe was killed by signal 11"));
   EXPECT_THAT(x_out, HasSubstr("expected debug-exit:0, but the guest powered off"));
   EXPECT_THAT(x_out, HasSubstr("but there is no KVM"));

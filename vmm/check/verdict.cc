@@ -69,9 +69,12 @@ std::vector<std::string> judge_attempt(const Guest& guest, const AttemptRecord& 
   } else {
     const int status = record.wait_status;
     const int expected = expected_exit_code(guest.check);
-    if (!WIFEXITED(status) || WEXITSTATUS(status) != expected)
+    const int code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    if (code != expected)
       reasons.push_back(fmt::format("expected {}, but {}{}", guest.check.exit, describe_end(status),
                                     last_message(record)));
+    // The guest did not run, or not to its end: what its console lacks says nothing more.
+    if (code == kExitHostError || code == kExitUsage || code == kExitNoKvm) return reasons;
   }
   for (std::string& wrong : guest.patterns.judge(record.console))
     reasons.push_back(std::move(wrong));
