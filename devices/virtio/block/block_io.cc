@@ -1,0 +1,429 @@
+#include "devices/virtio/block/block_io.h"
+
+#include <fcntl.h>
+#include <sys/uio.h>
+
+#include <algorithm>
+
+#include "base/log.h"
+
+namespace lethe {
+namespace {
+
+constexpr unsigned kRoundsMax = 64;                   // of a pump before other work has its turn
+constexpr uint64_t kTransferMax = uint64_t{1} << 30;  // bytes of one operation; more goes on
+constexpr uint16_t kRetriesMax = 16;                  // of EINTR and EAGAIN
+constexpr size_t kZeroBytes = 64 * 1024;
+
+// Not const, so that it takes no room in the program's file. Nothing writes to it.
+alignas(4096) uint8_t zeroes[kZeroBytes];
+
+}  // namespace
+
+BlockIo::BlockIo(EventLoop& loop, DiskFile& disk, BlockGeometry geometry, BlockIoOptions options,
+                 BlockCounters& counters, std::unique_ptr<IoRing> ring, size_t queues)
+    : x_loop(loop),
+      x_disk(disk),
+      x_geometry(geometry),
+      x_options(std::move(options)),
+      x_counters(counters),
+      x_ring(std::move(ring)),
+      x_timer(loop.make_timer([this] { release_held(); })),
+      x_again(loop.make_timer([this] { pump(); })),
+      x_requests(x_options.iops_max),
+      x_bytes(x_options.bandwidth_max),
+      x_queues(queues) {}
+
+BlockIo::~BlockIo() { stop_all(); }
+
+Result<> BlockIo::watch() {
+  LETHE_TRY_ASSIGN(x_ring_watch, x_loop.watch_readable(x_ring->event().fd(), [this] {
+    x_ring->event().take();
+    pump();
+  }));
+  return {};
+}
+
+void BlockIo::start(VirtioHost& host, bool write_through) {
+  x_host = &host;
+  x_write_through = write_through;
+}
+
+void BlockIo::start_queue(uint16_t index, std::unique_ptr<Queue> queue, const EventFd& kick) {
+  LiveQueue& live = x_queues[index];
+  live = LiveQueue{};
+  live.requests = std::make_unique<BlockRequest[]>(queue->size());
+  for (uint16_t i = 0; i < queue->size(); ++i) live.requests[i].queue = index;
+  live.queue = std::move(queue);
+  live.kick = &kick;
+  auto watch = x_loop.watch_readable(kick.fd(), [this, &live] {
+    live.kick->take();
+    pump();
+  });
+  if (watch) {
+    live.watch = std::move(*watch);
+  } else {
+    log_error(LogModule::kBlock, "a queue is not served: {}", watch.error().text);
+  }
+  pump();  // once without a kick
+}
+
+void BlockIo::stop_queue(uint16_t index) {
+  LiveQueue& live = x_queues[index];
+  if (!live.queue) return;
+  live.watch.reset();
+  live.stopping = true;
+  if (x_held != nullptr && x_held->queue == index) {
+    x_timer->cancel();
+    x_held->drop();
+    x_held = nullptr;
+  }
+  BlockRequest* waiting = x_bounce_first;
+  x_bounce_first = x_bounce_last = nullptr;
+  while (waiting != nullptr) {
+    BlockRequest& request = *waiting;
+    waiting = request.next;
+    if (request.queue == index) {
+      request.drop();
+      --live.in_flight;
+    } else {
+      wait_for_bounce(request);
+    }
+  }
+  for (uint16_t i = 0; live.in_flight > 0 && i < live.queue->size(); ++i) {
+    // SAFETY: only compared by the kernel.
+    if (live.requests[i].in_use()) x_ring->cancel(reinterpret_cast<uint64_t>(&live.requests[i]));
+  }
+  while (live.in_flight > 0) {
+    x_ring->wait();
+    reap();
+  }
+  live = LiveQueue{};
+  pump();  // for the other queues
+}
+
+void BlockIo::stop_all() {
+  for (size_t i = 0; i < x_queues.size(); ++i) stop_queue(static_cast<uint16_t>(i));
+  x_host = nullptr;
+}
+
+// Works until there is nothing left to do, then asks for kicks and for the ring's wakings.
+void BlockIo::pump() {
+  x_ring->disarm();
+  for (LiveQueue& live : x_queues) {
+    if (live.queue) live.queue->disable_kicks();
+  }
+  for (unsigned round = 0; round < kRoundsMax; ++round) {
+    const bool took = take_available();
+    x_ring->submit();
+    const bool reaped = reap() > 0;
+    end_round();
+    if (took || reaped || want_kicks()) continue;
+    if (!x_ring->arm()) return;
+    x_ring->disarm();
+  }
+  // A timer and not a posted call, since it ends with this object.
+  x_again->start(std::chrono::nanoseconds(0));
+}
+
+bool BlockIo::take_available() {
+  bool took = false;
+  x_first_queue = (x_first_queue + 1) % x_queues.size();
+  for (size_t i = 0; i < x_queues.size() && x_held == nullptr; ++i)
+    took |= take(static_cast<uint16_t>((x_first_queue + i) % x_queues.size()));
+  return took;
+}
+
+bool BlockIo::take(uint16_t index) {
+  LiveQueue& live = x_queues[index];
+  if (!live.queue || live.reported) return false;
+  // A bound, or a driver that is quick to add would keep the others waiting.
+  uint16_t count = 0;
+  while (count < live.queue->size() && x_held == nullptr) {
+    auto chain = live.queue->pop();
+    if (!chain) break;
+    ++count;
+    begin(index, std::move(*chain));
+  }
+  if (live.queue->broken()) {
+    live.reported = true;
+    x_host->needs_reset(live.queue->broken_reason());
+  }
+  return count > 0;
+}
+
+void BlockIo::begin(uint16_t index, Chain chain) {
+  LiveQueue& live = x_queues[index];
+  BlockRequest& request = live.requests[chain.head()];
+  uint8_t status = VIRTIO_BLK_S_OK;
+  const auto verdict = request.begin(std::move(chain), x_geometry, status);
+  if (verdict != BlockRequest::Verdict::kStart) {
+    const bool malformed = verdict == BlockRequest::Verdict::kMalformed;
+    ++(malformed ? x_counters.malformed : x_counters.refused);
+    LETHE_LOG_LIMITED(LogModule::kBlock, "{} request refused: type {}, status {}",
+                      malformed ? "malformed" : "bad", request.type(), status);
+    request.finish(status);
+    return;
+  }
+  if (request.type() == VIRTIO_BLK_T_GET_ID) {
+    request.answer_id(x_options.id);
+    request.finish(VIRTIO_BLK_S_OK);
+    return;
+  }
+  if (!held_back(request)) run_admitted(request);
+}
+
+// Whether the rate limit has the request wait: then it is what x_held is.
+bool BlockIo::held_back(BlockRequest& request) {
+  if (x_options.iops_max == 0 && x_options.bandwidth_max == 0) return false;
+  const auto now = std::chrono::steady_clock::now();
+  const auto wait = std::max(x_requests.wait(now), x_bytes.wait(now));
+  if (wait.count() > 0) {
+    x_held = &request;
+    ++x_counters.throttled;
+    x_timer->start(wait);
+    return true;
+  }
+  const bool moves_bytes = request.type() == VIRTIO_BLK_T_IN || request.is_write() ||
+                           (request.type() == VIRTIO_BLK_T_WRITE_ZEROES && must_write(request));
+  x_requests.take(1);
+  x_bytes.take(moves_bytes ? request.bytes() : 0);
+  return false;
+}
+
+void BlockIo::release_held() {
+  if (x_held == nullptr) return;
+  BlockRequest& request = *x_held;
+  x_held = nullptr;
+  if (held_back(request)) return;
+  run_admitted(request);
+  pump();
+}
+
+void BlockIo::run_admitted(BlockRequest& request) {
+  ++x_queues[request.queue].in_flight;
+  run(request);
+}
+
+void BlockIo::run(BlockRequest& request) {
+  switch (request.type()) {
+    case VIRTIO_BLK_T_FLUSH:
+      if (io_uring_sqe* const entry = next_entry(request)) {
+        io_uring_prep_fsync(entry, 0, IORING_FSYNC_DATASYNC);
+        hand_over(request, entry);
+      }
+      return;
+    case VIRTIO_BLK_T_DISCARD:
+      // A hint: where the host can't punch holes, nothing happens.
+      if (request.bytes() == 0 || !x_punch_hole_works) return finish(request, VIRTIO_BLK_S_OK);
+      return run_fallocate(request, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
+    case VIRTIO_BLK_T_WRITE_ZEROES:
+      return run_write_zeroes(request);
+    default:
+      return run_transfer(request);
+  }
+}
+
+io_uring_sqe* BlockIo::next_entry(BlockRequest& request) {
+  io_uring_sqe* const entry = x_ring->next_entry();
+  if (entry == nullptr) fail(request, ENOMEM);
+  return entry;
+}
+
+void BlockIo::hand_over(BlockRequest& request, io_uring_sqe* entry) {
+  entry->flags |= IOSQE_FIXED_FILE;
+  // SAFETY: the slot stays where it is until its queue is stopped, which waits for this.
+  io_uring_sqe_set_data64(entry, reinterpret_cast<uint64_t>(&request));
+}
+
+void BlockIo::run_fallocate(BlockRequest& request, int mode) {
+  io_uring_sqe* const entry = next_entry(request);
+  if (entry == nullptr) return;
+  io_uring_prep_fallocate(entry, 0, mode, static_cast<off_t>(request.offset()),
+                          static_cast<off_t>(request.bytes()));
+  hand_over(request, entry);
+}
+
+// Whether zeroes can only be written: 5.2.6.2 forbids to deallocate unless unmap is set; and a
+// write-through disk's zeroes must be stable, which fallocate() alone does not make them.
+bool BlockIo::must_write(const BlockRequest& request) const {
+  return x_write_through || !(request.unmap() ? x_punch_hole_works : x_zero_range_works);
+}
+
+void BlockIo::run_write_zeroes(BlockRequest& request) {
+  if (request.left() == 0) return finish(request, VIRTIO_BLK_S_OK);
+  request.zeroes_written = must_write(request);
+  if (!request.zeroes_written) {
+    const int how = request.unmap() ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE;
+    return run_fallocate(request, how | FALLOC_FL_KEEP_SIZE);
+  }
+  io_uring_sqe* const entry = next_entry(request);
+  if (entry == nullptr) return;
+  io_uring_prep_write(entry, 0, zeroes,
+                      static_cast<unsigned>(std::min<uint64_t>(request.left(), kZeroBytes)),
+                      request.offset() + request.done());
+  entry->rw_flags = x_write_through ? RWF_DSYNC : 0;
+  hand_over(request, entry);
+}
+
+void BlockIo::run_transfer(BlockRequest& request) {
+  if (request.left() == 0) return finish(request, VIRTIO_BLK_S_OK);
+  const IoVector data = request.data_left(kTransferMax);
+  if (!aligned(data)) return run_bounced(request);
+  io_uring_sqe* const entry = next_entry(request);
+  if (entry == nullptr) return;
+  const uint64_t at = request.offset() + request.done();
+  const auto bytes = static_cast<unsigned>(std::min(data.vectors[0].iov_len, kTransferMax));
+  if (request.is_write() && data.count == 1) {
+    io_uring_prep_write(entry, 0, data.vectors[0].iov_base, bytes, at);
+  } else if (request.is_write()) {
+    io_uring_prep_writev(entry, 0, data.vectors, data.count, at);
+  } else if (data.count == 1) {
+    io_uring_prep_read(entry, 0, data.vectors[0].iov_base, bytes, at);
+  } else {
+    io_uring_prep_readv(entry, 0, data.vectors, data.count, at);
+  }
+  if (request.is_write() && x_write_through) entry->rw_flags = RWF_DSYNC;
+  hand_over(request, entry);
+}
+
+// What O_DIRECT asks of each piece: the address and the length.
+bool BlockIo::aligned(const IoVector& data) const {
+  if (x_disk.memory_alignment == 1 && x_disk.offset_alignment == 1) return true;
+  for (unsigned i = 0; i < data.count; ++i) {
+    // SAFETY: the address is only looked at.
+    const auto address = reinterpret_cast<uint64_t>(data.vectors[i].iov_base);
+    if (address % x_disk.memory_alignment != 0) return false;
+    if (data.vectors[i].iov_len % x_disk.offset_alignment != 0) return false;
+  }
+  return true;
+}
+
+void BlockIo::wait_for_bounce(BlockRequest& request) {
+  request.next = nullptr;
+  (x_bounce_last != nullptr ? x_bounce_last->next : x_bounce_first) = &request;
+  x_bounce_last = &request;
+}
+
+void BlockIo::run_bounced(BlockRequest& request) {
+  if (request.bounce == nullptr) request.bounce = x_bounce.take();
+  if (request.bounce == nullptr) {
+    if (x_bounce.all_free()) return fail(request, ENOMEM);
+    return wait_for_bounce(request);
+  }
+  const size_t bytes = std::min<uint64_t>(request.left(), BouncePool::kBytes);
+  if (request.is_write()) request.copy_data_out({request.bounce, bytes});
+  io_uring_sqe* const entry = next_entry(request);
+  if (entry == nullptr) return;
+  ++x_counters.bounced;
+  const uint64_t at = request.offset() + request.done();
+  if (request.is_write()) {
+    io_uring_prep_write(entry, 0, request.bounce, static_cast<unsigned>(bytes), at);
+    entry->rw_flags = x_write_through ? RWF_DSYNC : 0;
+  } else {
+    io_uring_prep_read(entry, 0, request.bounce, static_cast<unsigned>(bytes), at);
+  }
+  hand_over(request, entry);
+}
+
+unsigned BlockIo::reap() {
+  return x_ring->reap([this](uint64_t user_data, int result) {
+    // SAFETY: hand_over() put it there.
+    BlockRequest& request = *reinterpret_cast<BlockRequest*>(user_data);
+    if (x_options.tamper) result = x_options.tamper(request, result);
+    completed(request, result);
+  });
+}
+
+void BlockIo::completed(BlockRequest& request, int result) {
+  const bool stopping = x_queues[request.queue].stopping;
+  if ((result == -EINTR || result == -EAGAIN) && !stopping && request.retries++ < kRetriesMax)
+    return run(request);
+  const bool transfer = request.type() == VIRTIO_BLK_T_IN || request.is_write();
+  if (transfer || (request.zeroes_written && result != -EOPNOTSUPP))
+    return transferred(request, result);
+  if (result == -EOPNOTSUPP && request.type() != VIRTIO_BLK_T_FLUSH) {
+    const bool punched = request.type() == VIRTIO_BLK_T_DISCARD || request.unmap();
+    (punched ? x_punch_hole_works : x_zero_range_works) = false;
+    return stopping ? fail(request, EIO) : run(request);
+  }
+  if (result < 0) return fail(request, -result);
+  finish(request, VIRTIO_BLK_S_OK);
+}
+
+void BlockIo::transferred(BlockRequest& request, int result) {
+  // Nothing moved and no error: a read beyond the end of a file that shrank.
+  if (result <= 0) return fail(request, result == 0 ? EIO : -result);
+  const auto bytes = std::min<uint64_t>(static_cast<uint64_t>(result), request.left());
+  if (request.bounce != nullptr && !request.is_write())
+    request.copy_data_in({request.bounce, bytes});
+  request.advance(bytes);
+  if (request.left() == 0) return finish(request, VIRTIO_BLK_S_OK);
+  if (x_queues[request.queue].stopping) return fail(request, ECANCELED);
+  run(request);  // the rest of a short one
+}
+
+void BlockIo::fail(BlockRequest& request, int error) {
+  if (error != ECANCELED) {
+    ++x_counters.io_errors;
+    LETHE_LOG_LIMITED(LogModule::kBlock, "request of type {} at byte {} failed: {}", request.type(),
+                      request.offset() + request.done(), errno_text(error));
+  }
+  finish(request, VIRTIO_BLK_S_IOERR);
+}
+
+void BlockIo::finish(BlockRequest& request, uint8_t status) {
+  if (status == VIRTIO_BLK_S_OK) count(request);
+  if (request.bounce != nullptr) give_back_bounce(request);
+  request.finish(status);
+  --x_queues[request.queue].in_flight;
+}
+
+void BlockIo::count(const BlockRequest& request) {
+  switch (request.type()) {
+    case VIRTIO_BLK_T_IN:
+      ++x_counters.reads;
+      x_counters.bytes_read += request.bytes();
+      break;
+    case VIRTIO_BLK_T_OUT:
+      ++x_counters.writes;
+      x_counters.bytes_written += request.bytes();
+      break;
+    case VIRTIO_BLK_T_FLUSH:
+      ++x_counters.flushes;
+      break;
+    case VIRTIO_BLK_T_DISCARD:
+      ++x_counters.discards;
+      break;
+    default:
+      ++x_counters.write_zeroes;
+      break;
+  }
+}
+
+void BlockIo::give_back_bounce(BlockRequest& request) {
+  x_bounce.give_back(request.bounce);
+  request.bounce = nullptr;
+  BlockRequest* const next = x_bounce_first;
+  if (next == nullptr) return;
+  x_bounce_first = next->next;
+  if (x_bounce_first == nullptr) x_bounce_last = nullptr;
+  run_bounced(*next);
+}
+
+void BlockIo::end_round() {
+  for (LiveQueue& live : x_queues) {
+    if (live.queue) live.queue->interrupt_if_needed();
+  }
+}
+
+bool BlockIo::want_kicks() {
+  if (x_held != nullptr) return false;
+  bool more = false;
+  for (LiveQueue& live : x_queues) {
+    if (live.queue && !live.reported) more |= live.queue->enable_kicks();
+  }
+  return more;
+}
+
+}  // namespace lethe
