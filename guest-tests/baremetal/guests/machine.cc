@@ -25,6 +25,8 @@ void guest_main() {
       {"serial-interrupt", machine::serial_interrupt},
       {"smp", machine::smp},
       {"x2apic", machine::x2apic, true},
+      {"power-button", machine::power_button, true},
+      {"ignore-button", machine::ignore_button, true},
       {"exit-0", machine::exit_0, true},
       {"exit-5", machine::exit_5, true},
       {"exit-62", machine::exit_62, true},

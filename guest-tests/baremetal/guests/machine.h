@@ -26,6 +26,10 @@ void x2apic();
 void serial_interrupt();
 void smp();
 
+// machine_button.cc: for test-signals, which presses it.
+void power_button();
+void ignore_button();
+
 // machine_end.cc: each ends the VM.
 void exit_0();
 void exit_5();
