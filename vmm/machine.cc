@@ -13,6 +13,7 @@
 #include "devices/legacy/pvpanic/pvpanic.h"
 #include "devices/legacy/rtc/rtc.h"
 #include "devices/legacy/serial/serial.h"
+#include "devices/virtio/block/block.h"
 #include "devices/virtio/console/console.h"
 #include "devices/virtio/pci_transport.h"
 #include "devices/virtio/rng/rng.h"
@@ -36,6 +37,17 @@ void keep_first_pages_small(const GuestMemory& memory) {
   const auto low = memory.slice(GuestAddr{0}, 2 * kMiB);
   LETHE_ASSERT(low.has_value());
   (void)::madvise(low->data, low->size, MADV_NOHUGEPAGE);  // a hint: failing it costs only time
+}
+
+BlockOptions block_options(const DiskConfig& disk, size_t index) {
+  return {.name = fmt::format("block{}", index),
+          .path = disk.path,
+          .read_only = disk.read_only,
+          .direct = disk.direct,
+          .queues = static_cast<uint16_t>(disk.queues),
+          .queue_size = static_cast<uint16_t>(disk.queue_size),
+          .iops_max = disk.iops_max,
+          .bandwidth_max = disk.bandwidth_bytes_max};
 }
 
 }  // namespace
@@ -132,6 +144,10 @@ Result<> Machine::build_virtio(ByteSink& console) {
   if (x_config.rng.enabled) {
     LETHE_TRY_ASSIGN(auto rng, RngDevice::open(x_loop, x_config.rng.source));
     LETHE_TRY(add_virtio(std::move(rng)));
+  }
+  for (size_t i = 0; i < x_config.disks.size(); ++i) {
+    LETHE_TRY_ASSIGN(auto disk, BlockDevice::open(block_options(x_config.disks[i], i)));
+    LETHE_TRY(add_virtio(std::move(disk)));
   }
   return {};
 }
