@@ -68,7 +68,8 @@ ConsoleOutput::ConsoleOutput(EventLoop& loop, UniqueFd fd, Kind kind, UniqueFd l
       x_fd(std::move(fd)),
       x_kind(kind),
       x_log(std::move(log)),
-      x_log_path(std::move(log_path)) {}
+      x_log_path(std::move(log_path)),
+      x_period(loop.make_timer([this] { flush_again(); })) {}
 
 void ConsoleOutput::add_room_listener(std::function<void()> listener) {
   x_listeners.push_back(std::move(listener));
@@ -96,17 +97,27 @@ void ConsoleOutput::flush() {
   x_loop.post([this] { flush(); });
 }
 
+// A period after the buffer was found empty.
+void ConsoleOutput::flush_again() {
+  {
+    MutexLock lock(x_mutex);
+    x_flushing = !x_buffer.empty();
+    if (!x_flushing) return;
+  }
+  flush();
+}
+
 // Writes one piece. False: the buffer is empty, or the descriptor takes nothing now.
 bool ConsoleOutput::flush_once(size_t& budget) {
   std::span<const uint8_t> piece;
   {
     MutexLock lock(x_mutex);
     piece = x_buffer.front();
-    if (piece.empty()) {
-      x_flushing = false;
-      x_writable.reset();
-      return false;
-    }
+  }
+  if (piece.empty()) {
+    x_writable.reset();
+    x_period->start(kFlushPeriod);
+    return false;
   }
   if (x_logged < piece.size()) {
     log(piece.subspan(x_logged));
@@ -199,6 +210,7 @@ void ConsoleOutput::wait_until_writable() {
 void ConsoleOutput::finish(std::chrono::milliseconds patience) {
   const auto deadline = std::chrono::steady_clock::now() + patience;
   x_writable.reset();
+  x_period->cancel();
   for (;;) {
     std::span<const uint8_t> piece;
     {

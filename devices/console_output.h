@@ -6,6 +6,10 @@
 // port's transmitter stays full, virtio-console does not complete the buffer. Nothing is dropped
 // here as long as the descriptor works. Once it fails for good (EPIPE, EIO), output to it is
 // discarded and counted, and the guest runs on.
+//
+// The first byte after a pause goes out at once; what follows is gathered for kFlushPeriod. A
+// serial console brings single bytes, and a wake-up and a write(2) for each would cost the guest
+// more than its exits do.
 #pragma once
 
 #include <atomic>
@@ -38,6 +42,7 @@ struct ConsoleOutputCounters {  // bytes; any thread
 class ConsoleOutput : public ByteSink {
  public:
   static constexpr size_t kBufferMax = 64 * 1024;
+  static constexpr std::chrono::milliseconds kFlushPeriod{4};
 
   // `fd` stays the caller's; -1 discards. A terminal or pipe is opened once more where that works,
   // so that it can be written without blocking while its other holders (the user's shell) keep
@@ -59,6 +64,7 @@ class ConsoleOutput : public ByteSink {
   ConsoleOutput(EventLoop& loop, UniqueFd fd, Kind kind, UniqueFd log, std::string log_path);
 
   void flush();
+  void flush_again();
   bool flush_once(size_t& budget);
   void log(std::span<const uint8_t> bytes);
   size_t write_some(std::span<const uint8_t> bytes);
@@ -71,6 +77,7 @@ class ConsoleOutput : public ByteSink {
   UniqueFd x_log;
   std::string x_log_path;
   std::unique_ptr<EventLoop::Watch> x_writable;
+  std::unique_ptr<EventLoop::Timer> x_period;
   std::vector<std::function<void()>> x_listeners;
   size_t x_logged = 0;  // bytes at the buffer's front that the log has already
   ConsoleOutputCounters x_counters;
@@ -78,7 +85,7 @@ class ConsoleOutput : public ByteSink {
   Mutex x_mutex;
   // Only the loop's thread takes bytes out, so what front() gave it stays put without the lock.
   ByteRing<kBufferMax> x_buffer LETHE_GUARDED_BY(x_mutex);
-  bool x_flushing LETHE_GUARDED_BY(x_mutex) = false;  // a flush is posted or waits
+  bool x_flushing LETHE_GUARDED_BY(x_mutex) = false;  // one is posted, or the period runs
   bool x_refused LETHE_GUARDED_BY(x_mutex) = false;   // a write came short since listeners ran
 };
 

@@ -113,6 +113,32 @@ TEST_F(ConsoleOutputTest, a_paused_terminal_never_blocks_the_loop) {
   EXPECT_TRUE(read_exactly(master.get(), text.size()) == text);
 }
 
+// A serial console's bytes come one by one, each with time for the loop to act on it.
+TEST_F(ConsoleOutputTest, gathers_single_bytes_and_leaves_none_behind) {
+  int fds[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+  const UniqueFd reader(fds[0]);
+  const UniqueFd writer(fds[1]);
+  open(writer.get());
+  const std::string text = pattern(300);
+  for (const char& byte : text) {
+    ASSERT_EQ((*output)->write(bytes_of({&byte, 1})), 1u);
+    output->run([] {});
+  }
+  std::string received;
+  size_t writes = 0;  // each is a packet
+  char packet[512];
+  pollfd poll_fd{.fd = reader.get(), .events = POLLIN, .revents = 0};
+  while (received.size() < text.size() && ::poll(&poll_fd, 1, 10'000) > 0) {
+    const ssize_t count = ::recv(reader.get(), packet, sizeof packet, 0);
+    ASSERT_GT(count, 0);
+    received.append(packet, static_cast<size_t>(count));
+    ++writes;
+  }
+  EXPECT_EQ(received, text);
+  EXPECT_LT(writes, text.size() / 2);
+}
+
 TEST_F(ConsoleOutputTest, writes_sockets_and_files) {
   int fds[2];
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
