@@ -31,16 +31,9 @@ void Msix::set_control(uint16_t control) {
 }
 
 void Msix::update(Vector& vector) {
-  if (!enabled()) {
-    // What was pending is forgotten: with MSI-X off the function has no way to interrupt.
-    vector.state.store(0, std::memory_order_release);
-    return;
-  }
-  if (x_mask_all || (vector.entry[kControl] & PCI_MSIX_ENTRY_CTRL_MASKBIT) != 0) {
-    vector.state.fetch_or(kEnabled, std::memory_order_acq_rel);
-    vector.state.fetch_and(static_cast<uint8_t>(~kOpen), std::memory_order_acq_rel);
-    return;
-  }
+  if (!enabled()) return vector.state.disable();
+  if (x_mask_all || (vector.entry[kControl] & PCI_MSIX_ENTRY_CTRL_MASKBIT) != 0)
+    return vector.state.mask();
   const MsiMessage message{
       static_cast<uint64_t>(vector.entry[kAddressHigh]) << 32 | vector.entry[kAddressLow],
       vector.entry[kData]};
@@ -50,23 +43,13 @@ void Msix::update(Vector& vector) {
     vector.route->set_message(message);
     vector.sent_to = message;
   }
-  const uint8_t before = vector.state.exchange(kEnabled | kOpen, std::memory_order_acq_rel);
-  if ((before & kPending) != 0) vector.route->signal();
+  if (vector.state.open()) vector.route->signal();
 }
 
 void Msix::signal(uint16_t index) {
   if (index >= vectors()) return;
   Vector& vector = x_vectors[index];
-  uint8_t seen = vector.state.load(std::memory_order_acquire);
-  for (;;) {
-    if ((seen & kEnabled) == 0) return;
-    if ((seen & kOpen) != 0) return vector.route->signal();
-    // Also when pending is set already: the read-modify-write orders what the device wrote before
-    // this signal before the delivery by whoever opens the vector. A plain load would not.
-    if (vector.state.compare_exchange_weak(seen, seen | kPending, std::memory_order_acq_rel,
-                                           std::memory_order_acquire))
-      return;
-  }
+  if (vector.state.signal()) vector.route->signal();
 }
 
 void Msix::read_table(uint64_t offset, std::span<uint8_t> data) const {
@@ -104,8 +87,7 @@ void Msix::read_pba(uint64_t offset, std::span<uint8_t> data) const {
     for (uint64_t bit = 0; bit < 8; ++bit) {
       const uint64_t index = (offset + i) * 8 + bit;
       if (index >= x_vectors.size()) break;
-      const uint8_t state = x_vectors[index].state.load(std::memory_order_acquire);
-      if ((state & kPending) != 0) bits |= static_cast<uint8_t>(1U << bit);
+      if (x_vectors[index].state.pending()) bits |= static_cast<uint8_t>(1U << bit);
     }
     data[i] = bits;
   }

@@ -2,12 +2,7 @@
 //
 // Threading: signal() and enabled() from any thread; they take no lock and never block. Everything
 // else under the function's lock, on vCPU threads.
-//
-// How a signal and a mask meet: each vector has one atomic word with three bits: enabled, open (not
-// masked), pending. signal() either sees the vector open and delivers, or sets pending by a
-// compare-exchange against the word it saw. Opening a vector exchanges the whole word, so it gets
-// every pending bit set before it, and delivers it; a signal that lost that race sees the word
-// changed, and looks again. So no signal is lost, and each one pending is delivered once.
+// How signals and masks meet: vector_state.h.
 #pragma once
 
 #include <linux/pci_regs.h>
@@ -21,6 +16,7 @@
 
 #include "base/result.h"
 #include "devices/interrupt.h"
+#include "devices/pci/vector_state.h"
 
 namespace lethe {
 
@@ -52,12 +48,11 @@ class Msix {
   [[nodiscard]] bool enabled() const { return x_enabled.load(std::memory_order_acquire); }
 
  private:
-  enum : uint8_t { kEnabled = 1, kOpen = 2, kPending = 4 };
   struct Vector {
     std::unique_ptr<MsiRoute> route;
     std::array<uint32_t, 4> entry{};  // as PCI_MSIX_ENTRY_*; function's lock
     MsiMessage sent_to;               // what the route has been told; function's lock
-    std::atomic<uint8_t> state{0};
+    VectorState<> state;
   };
 
   explicit Msix(uint16_t vectors) : x_vectors(vectors) {}

@@ -264,7 +264,6 @@ Result<std::unique_ptr<Queue>> VirtioPciTransport::make_queue(uint16_t index) {
 }
 
 void VirtioPciTransport::start_queue(uint16_t index, std::unique_ptr<Queue> queue) {
-  x_lines[index]->kick.take();  // a kick of the queue's life before does not count
   x_queues[index].live = true;
   x_device->start_queue(index, std::move(queue), x_lines[index]->kick);
   bind_doorbell(index);
