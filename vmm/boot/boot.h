@@ -12,9 +12,9 @@
 namespace lethe {
 
 struct BootOptions {
-  std::string kernel;  // path: ELF with a PVH note, or a bzImage
-  std::string initrd;  // path; empty: none
-  std::string cmdline;
+  std::string kernel = {};  // path: ELF with a PVH note, or a bzImage
+  std::string initrd = {};  // path; empty: none
+  std::string cmdline = {};
   bool unpack = true;  // unpack a bzImage on the host
 };
 
