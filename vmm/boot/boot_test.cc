@@ -141,8 +141,7 @@ TEST(BootBzImage, is_entered_as_it_is_when_it_shall_not_be_unpacked) {
   EXPECT_EQ(params->acpi_rsdp_addr, 0xE0000U);
   EXPECT_EQ(params->e820_entries, 4);
   // The identity map covers the kernel: entry 8 of the first directory is 16 MiB.
-  EXPECT_EQ(memory->load<uint64_t>(GuestAddr{state->cr3 + 2 * 4096 + 8 * 8}),
-            (16 * kMiB) | 0x83);
+  EXPECT_EQ(memory->load<uint64_t>(GuestAddr{state->cr3 + 2 * 4096 + 8 * 8}), (16 * kMiB) | 0x83);
 }
 
 TEST(BootBzImage, refuses_wrong_protocol_truncation_and_too_little_memory) {
@@ -156,7 +155,8 @@ TEST(BootBzImage, refuses_wrong_protocol_truncation_and_too_little_memory) {
               HasSubstr("raise memory.size"));
 }
 
-// A kernel whose unpacked image ends in a relocation table, as Linux's does: one place of each kind.
+// A kernel whose unpacked image ends in a relocation table, as Linux's does: one place of each
+// kind.
 struct PackedKernel {
   Bytes plain;
   Bytes image;
@@ -173,7 +173,8 @@ PackedKernel make_packed_kernel(bool with_table = true) {
     return static_cast<uint32_t>(kKernelMap + test::kBzPreferred + offset);
   };
   if (with_table)
-    for (const uint32_t entry : {0U, place(kPlace64), 0U, place(kPlaceInverse), 0U, place(kPlace32)})
+    for (const uint32_t entry :
+         {0U, place(kPlace64), 0U, place(kPlaceInverse), 0U, place(kPlace32)})
       test::put(kernel.plain, kernel.plain.size(), entry);
   const Bytes payload = test::pack_lz4(kernel.plain);
   Bytes code(64);

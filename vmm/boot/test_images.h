@@ -39,7 +39,7 @@ inline constexpr size_t kElfNoteAt = 0x800;
 
 struct ElfOptions {
   uint64_t physical = 2 * kMiB;
-  uint64_t file_size = 0x2000;    // of the one segment
+  uint64_t file_size = 0x2000;  // of the one segment
   uint64_t memory_size = 0x3000;
   uint16_t machine = EM_X86_64;
   bool pvh = true;
@@ -110,10 +110,9 @@ inline Bytes make_bzimage(const Bytes& code, uint32_t payload_offset, uint32_t p
 // The payload as Linux's build makes it: LZ4's legacy frame, then the unpacked size.
 inline Bytes pack_lz4(const Bytes& plain) {
   Bytes packed(8 + static_cast<size_t>(LZ4_compressBound(static_cast<int>(plain.size()))));
-  const int size = LZ4_compress_default(reinterpret_cast<const char*>(plain.data()),
-                                        reinterpret_cast<char*>(packed.data() + 8),
-                                        static_cast<int>(plain.size()),
-                                        static_cast<int>(packed.size() - 8));
+  const int size = LZ4_compress_default(
+      reinterpret_cast<const char*>(plain.data()), reinterpret_cast<char*>(packed.data() + 8),
+      static_cast<int>(plain.size()), static_cast<int>(packed.size() - 8));
   put(packed, 0, uint32_t{0x184C2102});
   put(packed, 4, static_cast<uint32_t>(size));
   packed.resize(8 + static_cast<size_t>(size));
