@@ -307,7 +307,7 @@ bool Queue::enable_kicks() {
   // SAFETY: store-load order. The driver stores idx, fences, loads our wish; we store our wish,
   // fence, load idx. Without both fences each could miss the other's store: a chain without a kick.
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  return x_next_avail != x_avail_index || fetch_avail_index() || x_broken;
+  return fetch_avail_index() || x_broken;
 }
 
 void Queue::interrupt_if_needed() {
