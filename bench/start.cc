@@ -68,15 +68,16 @@ int main(int argc, char** argv) {
   const auto here = std::filesystem::read_symlink("/proc/self/exe").parent_path();
   const std::string guests = (here / "../guest-tests/baremetal").lexically_normal().string();
   // QEMU's isa-debug-exit ends with (value << 1) | 1: 1 for 0.
-  Runner lethe{"lethe", {here / "lethe", "run", guests + "/tiny.toml", "--non-interactive"}, 64, {}};
+  Runner lethe{
+      "lethe", {here / "lethe", "run", guests + "/tiny.toml", "--non-interactive"}, 64, {}};
   Runner floor{"floor", {here / "bench_start_floor", guests + "/tiny.elf"}, 0, {}};
-  Runner qemu{"QEMU microvm",
-              {"qemu-system-x86_64", "-M", "microvm,rtc=off,pit=off,pic=off", "-accel", "kvm",
-               "-cpu", "host", "-m", "16", "-nodefaults", "-no-user-config", "-display", "none",
-               "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel",
-               guests + "/tiny.elf"},
-              1,
-              {}};
+  Runner qemu{
+      "QEMU microvm",
+      {"qemu-system-x86_64", "-M", "microvm,rtc=off,pit=off,pic=off", "-accel", "kvm", "-cpu",
+       "host", "-m", "16", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+       "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel", guests + "/tiny.elf"},
+      1,
+      {}};
   for (int round = -1; round < kRounds; ++round) {  // round -1 warms up
     for (Runner* runner : {&lethe, &floor, &qemu}) {
       if (runner == &qemu && round % kQemuEvery != 0) continue;

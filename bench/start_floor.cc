@@ -131,8 +131,8 @@ int main(int argc, char** argv) {
   const int vm = create_vm(kvm, memory);
   const int vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
   need(vcpu >= 0, "KVM_CREATE_VCPU");
-  auto* run = static_cast<kvm_run*>(mmap(nullptr, static_cast<size_t>(run_size),
-                                         PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0));
+  auto* run = static_cast<kvm_run*>(
+      mmap(nullptr, static_cast<size_t>(run_size), PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0));
   need(run != MAP_FAILED, "mmap of kvm_run");
   set_state(kvm, vcpu, entry);
   need(ioctl(vcpu, KVM_RUN, 0) == 0, "KVM_RUN");

@@ -30,6 +30,7 @@ void guest_main() {
       {"config-access", virtio::config_access},
       {"rng", virtio::rng},
       {"console", virtio::console},
+      {"idle", virtio::idle, true},
   };
   run_cases("virtio", cases);
 }

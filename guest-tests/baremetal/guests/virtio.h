@@ -30,5 +30,6 @@ void config_access();
 // virtio_other.cc
 void rng();
 void console();
+void idle();
 
 }  // namespace virtio
