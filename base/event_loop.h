@@ -1,8 +1,8 @@
 // One thread's event loop: descriptors, timers, posted work. Boost.Asio stays behind it
 // (base/event_loop.cc), so that no other file pays for its headers.
 //
-// Threading: run() is called by one thread, which then runs every callback. post() and stop() may be
-// called from any thread; everything else only from the loop's thread, or before run().
+// Threading: run() is called by one thread, which then runs every callback. post() and stop() may
+// be called from any thread; everything else only from the loop's thread, or before run().
 #pragma once
 
 #include <chrono>
@@ -22,15 +22,16 @@ class EventLoop {
   EventLoop(const EventLoop&) = delete;
   EventLoop& operator=(const EventLoop&) = delete;
 
-  // A registration; destroying it ends it: the callback is not called any more. It does not take over
-  // the descriptor. It must not outlive the loop.
+  // A registration; destroying it ends it: the callback is not called any more. It does not take
+  // over the descriptor. It must not outlive the loop.
   class Watch {
    public:
     virtual ~Watch() = default;
   };
 
   // Calls `callback` each time `fd` is readable (level triggered: it must read). Fails when the
-  // descriptor can't be polled (a regular file, /dev/null) or the process is out of memory or watches.
+  // descriptor can't be polled (a regular file, /dev/null) or the process is out of memory or
+  // watches.
   [[nodiscard]] Result<std::unique_ptr<Watch>> watch_readable(int fd, Callback callback);
   // The same for writable.
   [[nodiscard]] Result<std::unique_ptr<Watch>> watch_writable(int fd, Callback callback);

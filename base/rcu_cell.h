@@ -2,15 +2,16 @@
 //
 // Readers take a ReadGuard (wait-free, liburcu's "bulletproof" flavour: any thread, no
 // registration) and see one version for as long as they hold it. Writers copy the current version,
-// edit the copy, publish it and retire the old one. Retired versions are freed after a grace period,
-// by one path only: the writer that finds `backlog_max` of them waits until readers have left, and
-// frees them all (self-limiting). That is the lesson of KVM's lockless shadow walk, v2 12/15
-// (Guangrong, Tosatti, 2013): unbounded call_rcu trades a slow writer for an out-of-memory kill,
-// and a second way of freeing, picked by a state flag, is wrong. So up to backlog_max old versions
-// stay in memory until the next writer, reclaim() or the destructor; no thread wakes up for them.
+// edit the copy, publish it and retire the old one. Retired versions are freed after a grace
+// period, by one path only: the writer that finds `backlog_max` of them waits until readers have
+// left, and frees them all (self-limiting). That is the lesson of KVM's lockless shadow walk, v2
+// 12/15 (Guangrong, Tosatti, 2013): unbounded call_rcu trades a slow writer for an out-of-memory
+// kill, and a second way of freeing, picked by a state flag, is wrong. So up to backlog_max old
+// versions stay in memory until the next writer, reclaim() or the destructor; no thread wakes up
+// for them.
 //
-// A thread must not call update() or reclaim() while it holds a ReadGuard of any cell: it would wait
-// for itself.
+// A thread must not call update() or reclaim() while it holds a ReadGuard of any cell: it would
+// wait for itself.
 #pragma once
 
 #include <urcu/urcu-bp.h>

@@ -1,8 +1,8 @@
 // What a virtio device is to its transport, and the transport to its device.
 //
-// Threading: the transport calls a device from vCPU threads, one call at a time (it holds its lock).
-// A device with an I/O thread hands the work over to it; stop_queue() and reset() return only once
-// that thread no longer touches the queue.
+// Threading: the transport calls a device from vCPU threads, one call at a time (it holds its
+// lock). A device with an I/O thread hands the work over to it; stop_queue() and reset() return
+// only once that thread no longer touches the queue.
 #pragma once
 
 #include <linux/virtio_config.h>
@@ -33,8 +33,8 @@ class VirtioDevice {
  public:
   virtual ~VirtioDevice() = default;
 
-  [[nodiscard]] virtual uint16_t virtio_id() const = 0;    // VIRTIO_ID_*
-  [[nodiscard]] virtual const char* name() const = 0;      // for logs and metrics: "block0"
+  [[nodiscard]] virtual uint16_t virtio_id() const = 0;  // VIRTIO_ID_*
+  [[nodiscard]] virtual const char* name() const = 0;    // for logs and metrics: "block0"
   // Device-specific feature bits on offer (0-23 and 50 up). The transport adds VIRTIO_F_VERSION_1,
   // VIRTIO_F_RING_RESET and the ring's own.
   [[nodiscard]] virtual uint64_t device_features() const = 0;
