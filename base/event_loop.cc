@@ -113,6 +113,8 @@ class SignalWatch : public EventLoop::Watch {
   ~SignalWatch() override {
     x_state->live = false;
     error_code ignored;
+    // clear() alone forgets the set but keeps its waiting handler, which owns the state: a leak.
+    x_state->set.cancel(ignored);
     x_state->set.clear(ignored);
   }
 

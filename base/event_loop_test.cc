@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <memory>
 #include <optional>
 #include <string>
 #include <thread>
@@ -220,6 +221,19 @@ TEST_F(EventLoopTest, signals_arrive_as_calls) {
 TEST_F(EventLoopTest, watching_a_signal_that_cannot_be_caught_fails) {
   const auto watch = loop_.watch_signals({SIGKILL}, [](int) {});
   EXPECT_FALSE(watch.has_value());
+}
+
+// Its waiting handler owns the state that owns the wait: nobody else would end that.
+TEST(EventLoop, destroyed_signal_watch_frees_its_callback) {
+  auto captured = std::make_shared<int>(0);
+  const std::weak_ptr<int> seen = captured;
+  {
+    EventLoop loop;
+    auto watch = loop.watch_signals({SIGUSR1}, [kept = std::move(captured)](int) {});
+    ASSERT_TRUE(watch.has_value()) << watch.error().text;
+    watch->reset();
+  }
+  EXPECT_TRUE(seen.expired());
 }
 
 TEST(IoThread, runs_work_on_a_thread_of_that_name) {
