@@ -171,12 +171,13 @@ Result<> make_out_dir(const std::string& path) {
 }
 
 Result<int> check(const CheckOptions& options, GuestList list) {
+  // First, so that the report may go into it.
+  if (!options.out_dir.empty()) LETHE_TRY(make_out_dir(options.out_dir));
   std::optional<ReportFile> junit;
   if (!options.junit_file.empty()) {
     LETHE_TRY_ASSIGN(ReportFile file, ReportFile::open(options.junit_file));
     junit.emplace(std::move(file));
   }
-  if (!options.out_dir.empty()) LETHE_TRY(make_out_dir(options.out_dir));
 
   const auto started_at = Clock::now();
   Checker checker(options, take_shard(std::move(list.guests), options.shard, options.shards));

@@ -83,6 +83,13 @@ TEST_F(Check, guest_that_ends_as_expected_passes) {
   EXPECT_THAT(x_junit, HasSubstr("tests=\"5\" failures=\"0\" errors=\"0\" skipped=\"0\""));
 }
 
+TEST_F(Check, report_may_go_into_the_directory_of_logs) {
+  guest("a", "exit 0");
+  x_options.junit_file = x_options.out_dir + "/report.xml";
+  EXPECT_EQ(run(), 0) << x_err;
+  EXPECT_THAT(read("logs/deep/report.xml"), HasSubstr("tests=\"1\""));
+}
+
 TEST_F(Check, every_other_end_fails) {
   guest("a", "exit 3");
   guest("b", "echo 'lethe: no such disk' >&2; exit 1", "must_match = ['x']");
