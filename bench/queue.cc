@@ -39,7 +39,8 @@ constexpr uint16_t kQueueSize = 256;
 constexpr int kBatch = 64;
 constexpr int kBatches = 20'000;
 constexpr int kWarmUp = 100;
-constexpr uint64_t kFeatures = uint64_t{1} << VIRTIO_RING_F_EVENT_IDX;
+constexpr uint64_t kFeatures =
+    uint64_t{1} << VIRTIO_RING_F_EVENT_IDX | uint64_t{1} << VIRTIO_RING_F_INDIRECT_DESC;
 
 class NoInterrupt : public Interrupt {
  public:
@@ -139,8 +140,11 @@ int main(int argc, char** argv) {
   using namespace lethe;
   BenchReport report(argc, argv);
   const Figures direct = measure(FakeDriver::Table::kDirect);
+  const Figures indirect = measure(FakeDriver::Table::kIndirect);
   report.add("queue.round_trip_ns_per_chain", direct.round_trip_ns, "ns");
+  report.add("queue.indirect_ns_per_chain", indirect.device_ns, "ns");
   report.add("queue.ns_per_chain", direct.device_ns, "ns");
-  report.add("queue.allocations", static_cast<double>(direct.allocations), "count");
+  report.add("queue.allocations", static_cast<double>(direct.allocations + indirect.allocations),
+             "count");
   return report.finish();
 }

@@ -85,14 +85,15 @@ RC_GTEST_PROP(QueueProperty, content_survives_any_split_into_descriptors, ()) {
   RC_ASSERT(received == answer);
 }
 
-// A run of adds, pops, completions in any order and drops. The rings' indices start just below 2^16
-// by a prelude that is not part of the counts.
+// A run of adds, pops, completions in any order and drops. In some runs the rings' indices start
+// just below 2^16, by a prelude that is not part of the counts.
 RC_GTEST_PROP(QueueProperty, every_chain_is_completed_exactly_once_in_any_order, ()) {
   const uint16_t size = static_cast<uint16_t>(1 << *rc::gen::inRange(0, 6));
   const uint64_t features = *rc::gen::element(uint64_t{0}, kIndirect, kEventIdx, kRingFeatures);
   QueueRig rig(size, features);
   const std::vector<FakeBuffer> one{{QueueRig::kFreeStart, 100'000, true}};
-  for (int i = 0; i < 65'536 - 40; ++i) {
+  const int prelude = *rc::gen::inRange(0, 8) == 0 ? 65'536 - 40 : 0;
+  for (int i = 0; i < prelude; ++i) {
     (void)rig.driver.add(one);
     rig.queue->pop()->complete(0);
     (void)rig.driver.poll_used();
