@@ -12,7 +12,7 @@ using namespace kernel;
 namespace hostile {
 namespace {
 
-constexpr unsigned kRounds = 250;
+constexpr unsigned kRounds = 80;
 constexpr uint16_t kTableEntries = 8;
 constexpr size_t kArenaPages = 8;
 constexpr uint64_t kGuardWord = 0x6b6b6b6b6b6b6b6b;

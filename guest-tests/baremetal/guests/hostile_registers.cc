@@ -253,7 +253,7 @@ void msix(Target& target) {
     target.good_request();
     // A change of configuration notifies as well: break it.
     send_head(target, 0xffff);
-    CHECK(target.observe(kSoonMs) == kNeedsReset);
+    CHECK_SOON(d.needs_reset());
     m.mask_all(true);
     m.disable();
   }
