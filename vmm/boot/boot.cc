@@ -3,11 +3,13 @@
 #include <asm/bootparam.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <optional>
 #include <vector>
 
 #include "base/assert.h"
+#include "devices/legacy/acpi_power/acpi_power.h"
 #include "vmm/boot/byte_source.h"
 #include "vmm/boot/bzimage.h"
 #include "vmm/boot/elf.h"
@@ -100,6 +102,21 @@ Result<> check_overlap(uint64_t kernel_end, const Initrd& initrd, const BootOpti
 
 void put_gdt(const GuestMemory& memory) {
   for (size_t i = 0; i < std::size(kBootGdt); ++i) put(memory, layout::kGdt + 8 * i, kBootGdt[i]);
+}
+
+// All the BIOS there is: a reset. Linux with hardware-reduced ACPI insists on restarting by EFI,
+// and where there is none it goes to real mode and enters the BIOS (arch/x86/kernel/reboot.c:
+// efi_reboot_required() in 6.1, then BOOT_EFI falls through to BOOT_BIOS).
+void put_reset_vector(const GuestMemory& memory) {
+  static_assert(kResetPort == 0xCF9 && kResetValue == 0x06);
+  constexpr std::array<uint8_t, 10> kCode = {
+      0xBA, 0xF9, 0x0C,  // mov dx, 0xcf9
+      0xB0, 0x06,        // mov al, 6
+      0xEE,              // out dx, al
+      0xFA, 0xF4,        // cli; hlt
+      0xEB, 0xFD,        // jmp to the hlt
+  };
+  put(memory, layout::kResetVector, kCode);
 }
 
 // An identity map of the first 4 GiB in 2 MiB pages: what the 64-bit boot protocol asks for.
@@ -219,6 +236,7 @@ Result<BootState> start_pvh(const BootOptions& options, const GuestMemory& memor
 
 Result<BootState> load_guest(const BootOptions& options, const GuestMemory& memory, uint64_t rsdp) {
   LETHE_TRY_ASSIGN(const auto kernel, FileSource::open(options.kernel, "boot.kernel"));
+  put_reset_vector(memory);
   return is_elf(kernel) ? start_pvh(options, memory, kernel, rsdp)
                         : start_linux(options, memory, kernel, rsdp);
 }

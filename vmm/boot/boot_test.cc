@@ -64,6 +64,16 @@ TEST(BootElf, enters_at_the_pvh_note_with_start_info_command_line_and_initrd) {
   EXPECT_EQ(memory->load<uint64_t>(GuestAddr{state->rbx + 32}), 0xE0000U);
 }
 
+TEST(Boot, a_kernel_that_enters_the_bios_finds_a_reset_there) {
+  const TemporaryFile kernel(test::make_elf());
+  const auto memory = make_memory();
+  ASSERT_TRUE(load_guest({.kernel = kernel.path()}, *memory, 0xE0000));
+  std::array<uint8_t, 6> code{};
+  ASSERT_TRUE(memory->read(GuestAddr{0xFFFF0}, code));
+  EXPECT_THAT(code, testing::ElementsAre(0xBA, 0xF9, 0x0C, 0xB0, 0x06, 0xEE))
+      << "mov dx, 0xcf9; mov al, 6; out dx, al";
+}
+
 TEST(BootElf, refuses_a_kernel_for_another_machine) {
   EXPECT_THAT(load_error(test::make_elf({.machine = EM_AARCH64})), HasSubstr("another machine"));
 }
