@@ -1,9 +1,12 @@
 #include "vmm/check/report.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <chrono>
+#include <cstdlib>
 
 #include "vmm/check/pattern.h"
 #include "vmm/check/verdict.h"
@@ -56,6 +59,42 @@ TEST(Junit, counts_and_details_every_outcome) {
             "<testcase classname=\"lethe.check\" name=\"n\" time=\"0.000\">\n"
             "<error message=\"not run: interrupted\"/></testcase>\n"
             "</testsuite>\n</testsuites>\n");
+}
+
+// What Progress writes for one failure, to a terminal or to a file.
+std::string progress_output(bool terminal) {
+  const int main_end = ::posix_openpt(O_RDWR | O_NOCTTY | O_NONBLOCK);
+  EXPECT_GE(main_end, 0);
+  EXPECT_EQ(::grantpt(main_end) | ::unlockpt(main_end), 0);
+  std::FILE* file = terminal ? std::fopen(::ptsname(main_end), "w") : std::tmpfile();
+  EXPECT_NE(file, nullptr);
+  {
+    Progress progress(file, 2);
+    progress.started("one");
+    progress.started("two");
+    progress.ended({.name = "one", .outcome = Outcome::kFailed, .reasons = {"why"}});
+    std::fflush(file);
+  }
+  char text[4096] = {};
+  if (terminal) {
+    EXPECT_GT(::read(main_end, text, sizeof text - 1), 0);
+  } else {
+    std::rewind(file);
+    EXPECT_GT(std::fread(text, 1, sizeof text - 1, file), 0u);
+  }
+  std::fclose(file);
+  ::close(main_end);
+  return text;
+}
+
+TEST(Progress, terminal_gets_colours_and_a_line_of_progress) {
+  const std::string text = progress_output(true);
+  EXPECT_THAT(text, HasSubstr("\r\x1b[K[0/2] one two"));
+  EXPECT_THAT(text, HasSubstr("\r\x1b[K\x1b[31mFAIL \x1b[0m one (0.0 s): why\r\n[1/2] two"));
+}
+
+TEST(Progress, file_gets_a_line_a_guest) {
+  EXPECT_EQ(progress_output(false), "FAIL  one (0.0 s): why\n");
 }
 
 TEST(Tail, is_the_last_lines) {
