@@ -41,21 +41,23 @@ constexpr Needed kNeeded[] = {
 
 }  // namespace
 
-Result<Kvm> Kvm::open() {
-  UniqueFd fd(::open("/dev/kvm", O_RDWR | O_CLOEXEC));
+Result<Kvm> Kvm::open(const char* path) {
+  UniqueFd fd(::open(path, O_RDWR | O_CLOEXEC));
   if (!fd.valid()) {
     if (errno == ENOENT)
       return kvm_error(
-          "/dev/kvm is missing: load the kvm_intel or kvm_amd module, or enable virtualisation in "
-          "the firmware");
+          fmt::format("{} is missing: load the kvm_intel or kvm_amd module, or enable "
+                      "virtualisation in the firmware",
+                      path));
     if (errno == EACCES || errno == EPERM)
-      return kvm_error("/dev/kvm: permission denied: add your user to the 'kvm' group");
-    return kvm_error(fmt::format("/dev/kvm: {}", errno_text(errno)));
+      return kvm_error(
+          fmt::format("{}: permission denied: add your user to the 'kvm' group", path));
+    return kvm_error(fmt::format("{}: {}", path, errno_text(errno)));
   }
   const int version = ::ioctl(fd.get(), KVM_GET_API_VERSION, 0);
   if (version != KVM_API_VERSION)
-    return kvm_error(
-        fmt::format("/dev/kvm speaks API version {}, Lethe needs {}", version, KVM_API_VERSION));
+    return kvm_error(fmt::format("{} speaks KVM API version {}, Lethe needs {}", path, version,
+                                 KVM_API_VERSION));
   const int run_size = ::ioctl(fd.get(), KVM_GET_VCPU_MMAP_SIZE, 0);
   if (run_size < static_cast<int>(sizeof(kvm_run))) return ioctl_error("KVM_GET_VCPU_MMAP_SIZE");
   Kvm kvm(std::move(fd), static_cast<size_t>(run_size));
