@@ -124,7 +124,7 @@ void run_attacks(Target& target, const Attack* attacks, size_t count) {
     const Outcome outcome = target.observe(may_ignore ? kIgnoredMs : kSoonMs);
     if ((outcome & attacks[i].expected) == 0) {
       print("attack %s on %s: %s\n", attacks[i].name, target.name(), outcome_name(outcome));
-      check_failed(__FILE__, __LINE__, "the device answers the attack as it should");
+      check_failed(__FILE_NAME__, __LINE__, "the device answers the attack as it should");
     }
     target.must_still_work();
   }
@@ -177,6 +177,7 @@ void guest_main() {
       {"ports", ports},
       {"blk-requests", blk_requests},
       {"fuzz", fuzz},
+      {"race", race, true},
   };
   run_cases("hostile", cases);
 }

@@ -101,5 +101,7 @@ void ports();
 void blk_requests();
 // hostile_fuzz.cc
 void fuzz();
+// hostile_race.cc: needs a second CPU.
+void race();
 
 }  // namespace hostile

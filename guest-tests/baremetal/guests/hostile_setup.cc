@@ -50,7 +50,7 @@ void try_rings(Target& t, const char* what, const RingAddresses& rings) {
   if (enabled && !d.needs_reset()) {
     if (!wait_until([&] { return d.needs_reset(); }, kSoonMs)) {
       print("rings on %s: %s\n", t.name(), what);
-      check_failed(__FILE__, __LINE__, "rings that cannot be are refused");
+      check_failed(__FILE_NAME__, __LINE__, "rings that cannot be are refused");
     }
   }
   CHECK(!t.queue().has_used());
@@ -101,7 +101,7 @@ void try_sizes(Target& t) {
     settle();
     if (kept == size && enabled && !d.needs_reset()) {
       print("size %u on %s\n", size, t.name());
-      check_failed(__FILE__, __LINE__, "a queue size that cannot be is refused");
+      check_failed(__FILE_NAME__, __LINE__, "a queue size that cannot be is refused");
     }
     t.must_still_work();
   }

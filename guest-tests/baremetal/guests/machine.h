@@ -25,6 +25,7 @@ void tsc_deadline();
 void x2apic();
 void serial_interrupt();
 void smp();
+void halt_is_no_exit();
 
 // machine_button.cc: for test-signals, which presses it.
 void power_button();

@@ -23,7 +23,7 @@ constexpr uint8_t kPvpanicPanicked = 0x01;
 [[noreturn]] void must_have_ended() {
   const Deadline deadline(kSoonMs);
   while (!deadline.passed()) pause();
-  check_failed(__FILE__, __LINE__, "the VM ended");
+  check_failed(__FILE_NAME__, __LINE__, "the VM ended");
 }
 
 }  // namespace

@@ -175,4 +175,15 @@ void smp() {
   print("%lu CPUs\n", started + 1);
 }
 
+// A CPU that halts for good does not end the VM: another one does, later.
+void halt_is_no_exit() {
+  lapic_init();
+  start_other_cpus([](unsigned) {
+    wait_until([] { return false; }, 50);
+    print("the other CPU goes on\n");
+    debug_exit(kExitOk);
+  });
+  halt_forever();
+}
+
 }  // namespace machine

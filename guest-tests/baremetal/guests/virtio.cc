@@ -21,6 +21,7 @@ void guest_main() {
       {"negotiation", virtio::negotiation},
       {"interrupts", virtio::interrupts},
       {"interrupt-mask", virtio::interrupt_mask},
+      {"interrupt-cpu", virtio::interrupt_cpu, true},
       {"multi-queue", virtio::multi_queue},
       {"indirect", virtio::indirect},
       {"indirect-tail", virtio::indirect_tail},

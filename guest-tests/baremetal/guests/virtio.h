@@ -19,6 +19,7 @@ void blk_read_only();
 void negotiation();
 void interrupts();
 void interrupt_mask();
+void interrupt_cpu();
 void multi_queue();
 void indirect();
 void indirect_tail();

@@ -1,9 +1,11 @@
 // The transport and the queues of a good driver, with a block device behind them.
 #include "guests/virtio.h"
+#include "kernel/acpi.h"
 #include "kernel/boot.h"
 #include "kernel/check.h"
 #include "kernel/clock.h"
 #include "kernel/memory.h"
+#include "kernel/smp.h"
 #include "kernel/virtio/blk.h"
 #include "kernel/virtio/interrupts.h"
 
@@ -149,6 +151,26 @@ void interrupt_mask() {
   check_reads(disk, 3);
   CHECK_SOON(interrupts_seen(0) == 1);
   CHECK_EQ(interrupts_settled(1), 2);
+}
+
+// An entry may name any CPU.
+void interrupt_cpu() {
+  BlkDevice::Options options;
+  options.first_vector = 1;
+  disk.open(options);
+  count_interrupts(disk.device(), 2);
+  CHECK(start_other_cpus([](unsigned) {
+          for (;;) interrupts_on_and_halt();
+        }) == 1);
+  CHECK_SOON(other_cpus_running() == 1);
+  const Madt madt = read_madt();
+  for (unsigned i = 0; i < 4; ++i) {
+    const uint32_t cpu = madt.apic_ids[i % 2];
+    disk.device().msix().route(1, kVectorMsix + 1, cpu);
+    check_reads(disk, i);
+    CHECK_SOON(interrupts_seen(1) == i + 1);
+    CHECK_EQ(interrupt_taken_by(1), cpu);
+  }
 }
 
 void multi_queue() {

@@ -57,7 +57,7 @@ void find_free_memory() {
     memory_init(begin, end);
     return;
   }
-  check_failed(__FILE__, __LINE__, "the memory map has RAM where the kernel was loaded");
+  check_failed(__FILE_NAME__, __LINE__, "the memory map has RAM where the kernel was loaded");
 }
 
 }  // namespace

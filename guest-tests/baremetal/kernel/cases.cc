@@ -22,7 +22,7 @@ void run_named(const char* guest, const Case* cases, size_t count, const char* n
     return;
   }
   print("no case %s in %s\n", name, guest);
-  check_failed(__FILE__, __LINE__, "the command line names a case that exists");
+  check_failed(__FILE_NAME__, __LINE__, "the command line names a case that exists");
 }
 
 }  // namespace

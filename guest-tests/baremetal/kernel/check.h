@@ -20,17 +20,17 @@ inline constexpr uint8_t kExitException = 40;
 
 }  // namespace kernel
 
-#define CHECK(condition)                                                      \
-  do {                                                                        \
-    if (!(condition)) ::kernel::check_failed(__FILE__, __LINE__, #condition); \
+#define CHECK(condition)                                                           \
+  do {                                                                             \
+    if (!(condition)) ::kernel::check_failed(__FILE_NAME__, __LINE__, #condition); \
   } while (false)
 
 // Compares as unsigned 64-bit numbers and prints both when they differ.
-#define CHECK_EQ(left, right)                                                         \
-  do {                                                                                \
-    const auto left_value_ = static_cast<uint64_t>(left);                             \
-    const auto right_value_ = static_cast<uint64_t>(right);                           \
-    if (left_value_ != right_value_)                                                  \
-      ::kernel::check_eq_failed(__FILE__, __LINE__, #left " == " #right, left_value_, \
-                                right_value_);                                        \
+#define CHECK_EQ(left, right)                                                              \
+  do {                                                                                     \
+    const auto left_value_ = static_cast<uint64_t>(left);                                  \
+    const auto right_value_ = static_cast<uint64_t>(right);                                \
+    if (left_value_ != right_value_)                                                       \
+      ::kernel::check_eq_failed(__FILE_NAME__, __LINE__, #left " == " #right, left_value_, \
+                                right_value_);                                             \
   } while (false)

@@ -11,8 +11,10 @@ namespace {
 constexpr uint64_t kSettleMs = 5;
 
 unsigned counts[kMsixCounted];
+uint32_t takers[kMsixCounted];
 
 void on_msix(TrapFrame& frame) {
+  takers[frame.vector - kVectorMsix] = lapic_id();
   __atomic_fetch_add(&counts[frame.vector - kVectorMsix], 1, __ATOMIC_SEQ_CST);
   lapic_eoi();
 }
@@ -34,6 +36,8 @@ void count_interrupts(VirtioDevice& device, unsigned entries) {
 unsigned interrupts_seen(unsigned entry) {
   return __atomic_load_n(&counts[entry], __ATOMIC_SEQ_CST);
 }
+
+uint32_t interrupt_taken_by(unsigned entry) { return takers[entry]; }
 
 unsigned interrupts_settled(unsigned entry) {
   wait_until([] { return false; }, kSettleMs);

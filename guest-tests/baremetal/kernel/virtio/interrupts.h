@@ -14,6 +14,8 @@ inline constexpr unsigned kMsixCounted = 8;
 // on.
 void count_interrupts(VirtioDevice& device, unsigned entries);
 unsigned interrupts_seen(unsigned entry);
+// APIC id of the CPU that took the last one.
+uint32_t interrupt_taken_by(unsigned entry);
 // Waits a little for interrupts that should not come; returns the count after that.
 unsigned interrupts_settled(unsigned entry);
 

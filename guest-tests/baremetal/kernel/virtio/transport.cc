@@ -78,7 +78,7 @@ uint64_t VirtioDevice::config64(uint32_t offset) const {
     const uint64_t high = config<uint32_t>(offset + 4);
     if (config_generation() == before) return (high << 32) | low;
   }
-  check_failed(__FILE__, __LINE__, "the configuration stays the same for a while");
+  check_failed(__FILE_NAME__, __LINE__, "the configuration stays the same for a while");
 }
 
 void VirtioDevice::reset() {
