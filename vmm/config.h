@@ -70,7 +70,7 @@ struct CheckConfig {
   bool present = false;  // the file has a [check] table
   uint32_t deadline_ms = 60000;
   std::string exit = "poweroff";            // as written; expected_exit_code() translates it
-  std::vector<std::string> must_match;      // regular expressions (ECMAScript), each within a line
+  std::vector<std::string> must_match;      // regular expressions (RE2), each within a line
   std::vector<std::string> must_not_match;  // the same
   std::vector<std::string> needs;
   bool operator==(const CheckConfig&) const = default;

@@ -247,7 +247,7 @@ constexpr ConfigKey kKeys[] = {
      .type = KeyType::kTextList,
      .fallback = "[]",
      .max = 64,
-     .help = "Regular expressions (ECMAScript); each must match within a line of the console.",
+     .help = "Regular expressions (RE2 syntax); each must match within a line of the console.",
      .store = [](VmConfig& c, size_t, Value&& v) { c.check.must_match = std::move(v.list); }},
     {.section = "check",
      .name = "must_not_match",

@@ -16,7 +16,7 @@ inline constexpr uint64_t kCommandLine = 0x2'0000;
 inline constexpr uint64_t kCommandLineMax = 4096;     // with its final zero byte
 inline constexpr uint64_t kLowRamEnd = 0xA'0000;      // RAM as the PC's memory map has it
 inline constexpr uint64_t kAcpiTables = 0xE'0000;     // RSDP first; to kHighRamStart, reserved
-inline constexpr uint64_t kResetVector = 0xF'FFF0;   // F000:FFF0, where a PC's BIOS is entered
+inline constexpr uint64_t kResetVector = 0xF'FFF0;    // F000:FFF0, where a PC's BIOS is entered
 inline constexpr uint64_t kHighRamStart = 0x10'0000;  // 1 MiB: kernels are loaded from here up
 
 // The hole below 4 GiB.
