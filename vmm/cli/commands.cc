@@ -100,7 +100,7 @@ int command_doctor(int argc, char** argv) {
                    "Finds out whether this host can run VMs, and whether at hardware speed.",
                    "  lethe doctor\n"
                    "  lethe doctor --quiet && echo fast\n\n"
-                   "Exit codes: 0 fast, 1 KVM runs guest code by emulation, 7 no KVM.\n");
+                   "Exit codes: 0 fast, 10 KVM runs guest code by emulation, 7 no KVM.\n");
   DoctorOptions options;
   line.app().add_flag("-q,--quiet", options.quiet, "Print nothing: only the exit code tells");
   if (const auto code = line.parse(argc, argv)) return *code;
