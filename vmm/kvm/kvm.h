@@ -24,7 +24,7 @@ class Kvm {
  public:
   // Errors are of class kKvm and say what to do: no such device, no permission, a capability
   // missing.
-  [[nodiscard]] static Result<Kvm> open();
+  [[nodiscard]] static Result<Kvm> open(const char* path = "/dev/kvm");
 
   [[nodiscard]] int fd() const { return x_fd.get(); }
   // KVM_CHECK_EXTENSION: 0 if absent.
