@@ -45,12 +45,15 @@ std::string vm_flags(const void* address) {
   return "";
 }
 
-uint64_t resident_bytes() {
-  std::ifstream statm("/proc/self/statm");
-  uint64_t size = 0;
+struct ProcessSize {
+  uint64_t mapped = 0;  // bytes
   uint64_t resident = 0;
-  statm >> size >> resident;
-  return resident * kPage;
+};
+ProcessSize process_size() {
+  std::ifstream statm("/proc/self/statm");
+  ProcessSize size;
+  statm >> size.mapped >> size.resident;
+  return {size.mapped * kPage, size.resident * kPage};
 }
 
 TEST(GuestAddr, plus_refuses_to_pass_two_to_the_64) {
@@ -143,7 +146,7 @@ TEST(GuestMemory, host_addresses_are_congruent_to_guest_addresses_modulo_2_mib) 
 }
 
 TEST(GuestMemory, a_terabyte_is_reserved_lazily) {
-  [[maybe_unused]] const uint64_t before = resident_bytes();
+  [[maybe_unused]] const uint64_t before = process_size().resident;
   const std::array ranges{GuestMemory::Range{GuestAddr{0}, 3 * kGiB},
                           GuestMemory::Range{GuestAddr{4 * kGiB}, kTiB - 3 * kGiB}};
   for (const MemoryBacking backing : {MemoryBacking::kAnonymous, MemoryBacking::kShared}) {
@@ -152,7 +155,7 @@ TEST(GuestMemory, a_terabyte_is_reserved_lazily) {
     EXPECT_EQ((*memory)->total_bytes(), kTiB);
     EXPECT_TRUE((*memory)->store(GuestAddr{kTiB + kGiB - 8}, uint64_t{1}));
 #if !defined(LETHE_TSAN)  // whose shadow of what is unmapped counts as resident
-    EXPECT_LT(resident_bytes(), before + 64 * kMiB);
+    EXPECT_LT(process_size().resident, before + 64 * kMiB);
 #endif
   }
 }
@@ -231,6 +234,15 @@ TEST(GuestMemory, destruction_unmaps) {
   EXPECT_EQ(vm_flags(host), "");
 }
 
+TEST(GuestMemory, what_was_mapped_for_alignment_is_given_back) {
+  const uint64_t before = process_size().mapped;
+  const GuestMemory::Range range{GuestAddr{kMiB}, kMiB};  // never where the kernel puts it
+  auto memory = GuestMemory::create({&range, 1}, {}).value();
+  EXPECT_LT(process_size().mapped, before + range.size + kMiB / 2);
+  memory.reset();
+  EXPECT_LT(process_size().mapped, before + kMiB / 2);
+}
+
 // A page of memory of the test's own, as a device would have behind a BAR.
 class DevicePage {
  public:
@@ -276,12 +288,37 @@ TEST(GuestMemory, overlapping_region_is_refused) {
   EXPECT_FALSE(memory->add_region(GuestAddr{4 * kGiB}, kPage, page.host()).has_value());
   EXPECT_TRUE(memory->add_region(GuestAddr{kLow.size}, kPage, page.host()).has_value());
   EXPECT_FALSE(memory->add_region(GuestAddr{kLow.size}, kPage, page.host()).has_value());
+  EXPECT_EQ(memory->regions().size(), 3U) << "a refused region is not there";
 }
 
 TEST(GuestMemory, ram_cannot_be_removed) {
   const auto memory = make();
   EXPECT_FALSE(memory->remove_region(GuestAddr{0}));
   EXPECT_TRUE(memory->slice(GuestAddr{0}, 1).has_value());
+}
+
+TEST(GuestMemory, remove_region_waits_for_lookups_under_way) {
+  const auto memory = make();
+  const DevicePage page;
+  ASSERT_TRUE(memory->add_region(GuestAddr{8 * kGiB}, kPage, page.host()).has_value());
+  std::atomic<bool> removed{false};
+  std::thread remover;
+  {
+    const auto map = memory->map();
+    remover = std::thread([&] {
+      EXPECT_TRUE(memory->remove_region(GuestAddr{8 * kGiB}));
+      removed = true;
+    });
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (memory->regions().size() == 3 && std::chrono::steady_clock::now() < deadline)
+      std::this_thread::yield();
+    EXPECT_EQ(memory->regions().size(), 2U) << "new lookups miss it at once";
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    EXPECT_FALSE(removed) << "this thread could still be copying";
+    EXPECT_NE(map->find(GuestAddr{8 * kGiB}, 1), nullptr);
+  }
+  remover.join();
+  EXPECT_TRUE(removed);
 }
 
 TEST(GuestMemory, lookups_stay_right_while_regions_come_and_go) {
