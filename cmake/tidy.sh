@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The style rules that a machine can check: file, line and function lengths, include directions,
-# format, and clang-tidy on the files that differ from the last commit on main.
+# format.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 status=0
