@@ -65,6 +65,13 @@ TEST(QueueCreate, rejects_rings_that_leave_memory) {
   }
 }
 
+TEST(QueueCreate, rejects_rings_whose_last_word_is_outside) {
+  EXPECT_NE(create_error([](QueueLayout& l) { l.desc.value = kLowEnd - 7 * 16; }), "");
+  // The event words are there with or without EVENT_IDX (2.7).
+  EXPECT_NE(create_error([](QueueLayout& l) { l.driver.value = kLowEnd - (4 + 8 * 2); }), "");
+  EXPECT_NE(create_error([](QueueLayout& l) { l.device.value = kLowEnd - (4 + 8 * 8); }), "");
+}
+
 TEST(QueueCreate, rejects_rings_in_memory_that_can_be_removed) {
   const auto memory = QueueRig::make_memory();
   std::vector<uint8_t> device_memory(8192);
