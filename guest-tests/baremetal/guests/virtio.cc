@@ -18,6 +18,7 @@ void guest_main() {
       {"blk-past-end", virtio::blk_past_end},
       {"blk-unsupported", virtio::blk_unsupported},
       {"blk-read-only", virtio::blk_read_only, true},
+      {"reboot-once", virtio::reboot_once, true},
       {"negotiation", virtio::negotiation},
       {"interrupts", virtio::interrupts},
       {"interrupt-mask", virtio::interrupt_mask},

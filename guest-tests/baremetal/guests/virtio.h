@@ -14,6 +14,7 @@ void blk_get_id();
 void blk_past_end();
 void blk_unsupported();
 void blk_read_only();
+void reboot_once();
 
 // virtio_transport.cc, on a block device
 void negotiation();

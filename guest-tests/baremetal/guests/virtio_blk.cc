@@ -3,6 +3,7 @@
 #include "guests/virtio.h"
 #include "kernel/boot.h"
 #include "kernel/check.h"
+#include "kernel/clock.h"
 #include "kernel/memory.h"
 #include "kernel/virtio/blk.h"
 
@@ -207,6 +208,25 @@ void blk_read_only() {
   CHECK(sector_has_its_text(buffer(), 2));
   // The feature may not be refused into a writable disk.
   disk.device().start(0);
+}
+
+// With boot.on_reboot = "restart" a reset starts the machine again, as new but for its disks: the
+// mark of the first boot is on the disk when the second one looks.
+void reboot_once() {
+  BlkDevice& disk = open_disk(feature(VIRTIO_BLK_F_FLUSH));
+  const uint64_t sector = kWriteSector + 256;
+  static const char mark[] = "rebooted once";
+  CHECK_EQ(disk.read(sector, buffer(), kSectorSize), VIRTIO_BLK_S_OK);
+  const bool marked = memcmp(buffer(), mark, sizeof(mark)) == 0;
+  print("%s boot\n", marked ? "second" : "first");
+  memset(buffer(), 0, kSectorSize);
+  if (!marked) memcpy(buffer(), mark, sizeof(mark));
+  CHECK_EQ(disk.write(sector, buffer(), kSectorSize), VIRTIO_BLK_S_OK);
+  CHECK_EQ(disk.request(VIRTIO_BLK_T_FLUSH, 0, nullptr, 0, false), VIRTIO_BLK_S_OK);
+  if (marked) return;
+  out8(0xcf9, 0x06);
+  wait_until([] { return false; }, kSoonMs);
+  CHECK(false && "the machine reset");
 }
 
 }  // namespace virtio
