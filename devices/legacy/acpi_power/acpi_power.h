@@ -31,8 +31,6 @@ class AcpiPower : public BusDevice {
   // The host presses the power button. Signals each time, also when an earlier press has not been
   // read yet: should the guest have lost that edge, this one heals it.
   void power_button();
-  // A new machine: no event pending.
-  void reset() { x_events.store(0, std::memory_order_relaxed); }
 
   void bus_read(uint64_t offset, std::span<uint8_t> data) override;
   void bus_write(uint64_t offset, std::span<const uint8_t> data) override;

@@ -28,11 +28,6 @@ void Serial::set_room_listener(std::function<void()> listener) {
   x_room_listener = std::move(listener);
 }
 
-void Serial::reset() {
-  MutexLock lock(x_mutex);
-  x_state = State{};
-}
-
 bool Serial::divisor_latched() const { return (x_state.line_control & UART_LCR_DLAB) != 0; }
 bool Serial::looped_back() const { return (x_state.modem_control & UART_MCR_LOOP) != 0; }
 size_t Serial::fifo_depth() const { return x_state.fifos_enabled ? kFifoSize : 1; }

@@ -52,8 +52,6 @@ class Serial : public BusDevice, public ByteReceiver {
   size_t receive(std::span<const uint8_t> bytes) override;
   void set_room_listener(std::function<void()> listener) override;
 
-  // A new machine: registers as after power on; input that waits is kept.
-  void reset();
   [[nodiscard]] const SerialCounters& counters() const { return x_counters; }
 
  private:
