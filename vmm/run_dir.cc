@@ -96,7 +96,7 @@ Result<std::optional<UniqueFd>> take_lock(int directory, const std::string& name
   return lock;
 }
 
-// Removes what a process left there, but for the lock. Only plain names: sockets and logs.
+// Removes what a process left there, but for the lock. Only plain names: sockets.
 void remove_sockets(int directory) {
   const int copy = ::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (copy < 0) return;

@@ -25,14 +25,14 @@ KickWatch::KickWatch(EventLoop& loop, const EventFd& kick, std::function<void()>
   x_state->kick.reset(::fcntl(kick.fd(), F_DUPFD_CLOEXEC, 0));
   x_state->on_kick = std::move(on_kick);
   if (!x_state->kick.valid()) {
-    log_error(LogModule::kVirtio, "cannot watch a queue's kicks: {}", errno_text(errno));
+    LETHE_LOG_LIMITED(LogModule::kVirtio, "cannot watch a queue's kicks: {}", errno_text(errno));
     return;
   }
   x_loop.post([&loop, state = x_state] {
     if (!state->live.load(std::memory_order_acquire)) return;
     auto watch = loop.watch_readable(state->kick.get(), [raw = state.get()] { raw->kicked(); });
     if (!watch) {
-      log_error(LogModule::kVirtio, "cannot watch a queue's kicks: {}", watch.error().text);
+      LETHE_LOG_LIMITED(LogModule::kVirtio, "cannot watch a queue's kicks: {}", watch.error().text);
       return;
     }
     state->watch = std::move(*watch);

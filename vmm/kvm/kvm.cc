@@ -94,7 +94,7 @@ class KvmVm::Route final : public MsiRoute {
       if (control(0) != 0) result = ioctl_error("KVM_IRQFD");
       x_attached = result.has_value();
     }
-    if (!result) log_error(LogModule::kVmm, "GSI {}: {}", x_gsi, result.error().text);
+    if (!result) LETHE_LOG_LIMITED(LogModule::kVmm, "GSI {}: {}", x_gsi, result.error().text);
   }
 
   [[nodiscard]] bool routed() const { return x_routed; }

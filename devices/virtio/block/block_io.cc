@@ -63,7 +63,7 @@ void BlockIo::start_queue(uint16_t index, std::unique_ptr<Queue> queue, const Ev
   if (watch) {
     live.watch = std::move(*watch);
   } else {
-    log_error(LogModule::kBlock, "a queue is not served: {}", watch.error().text);
+    LETHE_LOG_LIMITED(LogModule::kBlock, "a queue is not served: {}", watch.error().text);
   }
   pump();  // once without a kick
 }
