@@ -129,8 +129,15 @@ TEST_F(Cli, validate_lists_every_error) {
   EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 3) << ran.err;
 }
 
-TEST_F(Cli, validate_accepts_good_configs) {
+TEST_F(Cli, validate_looks_at_the_kernel) {
   write("k", "kernel");
+  write("a.toml", "[boot]\nkernel = \"k\"\n");
+  expect_refused("validate a.toml", 2,
+                 "a.toml: boot.kernel 'k' is neither an ELF file nor a Linux bzImage");
+}
+
+TEST_F(Cli, validate_accepts_good_configs) {
+  write("k", "\177ELF");
   write("good.toml", "[boot]\nkernel = \"k\"\n");
   const Ran ran = lethe("validate good.toml");
   EXPECT_EQ(ran.code, 0) << ran.err;

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include "base/log.h"
+#include "vmm/boot/boot.h"
 #include "vmm/check/pattern.h"
 #include "vmm/cli/cli.h"
 #include "vmm/cli/command.h"
@@ -23,6 +24,11 @@ std::vector<std::string> problems_of(const std::string& file) {
   const VmConfig config = parse_config(*text, file, {}, problems);
   if (!problems.empty()) return problems;
   problems = check_config_files(config, file);
+  if (problems.empty()) {
+    const auto boots =
+        check_boot_files({.kernel = config.boot.kernel, .initrd = config.boot.initrd});
+    if (!boots) problems.push_back(fmt::format("{}: {}", printable(file), boots.error().text));
+  }
   if (const auto patterns = compile_patterns(config.check, file); !patterns)
     problems.push_back(patterns.error().text);
   return problems;
