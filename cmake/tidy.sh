@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The style rules that a machine can check: file, line and function lengths, include directions,
-# format.
+# links between documents, format.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 status=0
@@ -34,6 +34,13 @@ while IFS= read -r line; do complain "$line"; done < <(awk '
   /^( ? ?)\}$/ { if (start && FNR - start > 72)
       print FILENAME ":" start ": function of " FNR - start - 1 " lines: 70 at most"; start = 0 }
   ' "${cpp[@]}")
+
+# Links between the documents lead somewhere.
+while IFS=: read -r file link; do
+  link=${link#](}
+  link=${link%%[#)]*}
+  [[ -z $link || $link == http* || -e $(dirname "$file")/$link ]] || complain "$file links to $link"
+done < <(git ls-files -z '*.md' | xargs -0 grep -oE '\]\([^)]*\)')
 
 if ! clang-format-19 --dry-run -Werror "${cpp[@]}" 2>/tmp/lethe-format.$$; then
   grep -E 'error:' "/tmp/lethe-format.$$" | head -20 >&2
