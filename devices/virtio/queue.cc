@@ -18,6 +18,9 @@ constexpr size_t kUsedIndex = 1;
 constexpr size_t kUsedRing = 2;
 constexpr size_t kUsedElementWords = sizeof(vring_used_elem) / sizeof(uint16_t);
 
+constexpr uint16_t kPrefetchMax = 32;                            // chains
+constexpr size_t kChainBytesUsual = sizeof(vring_desc) * 3 - 1;  // a block request's descriptors
+
 constexpr uint64_t kAvailAlign = 2;  // 2.7
 constexpr uint64_t kUsedAlign = 4;
 constexpr uint64_t kDescAlign = 16;
@@ -155,7 +158,20 @@ bool Queue::fetch_avail_index() {
   x_avail_index = load(x_avail[kAvailIndex], std::memory_order_acquire);
   const auto pending = static_cast<uint16_t>(x_avail_index - x_next_avail);
   if (pending > x_size) return fail("the available index is ahead by more than the queue's size");
+  prefetch_descriptors(std::min(pending, kPrefetchMax));
   return pending != 0;
+}
+
+// The driver's processor has the descriptors' lines: fetching those of a batch at once takes little
+// longer than fetching one. Nothing but a hint: pop() looks at the entries again.
+void Queue::prefetch_descriptors(uint16_t count) const {
+  for (uint16_t i = 0; i < count; ++i) {
+    const auto position = static_cast<uint16_t>(x_next_avail + i) & (x_size - 1);
+    const uint16_t head = load(x_avail[kAvailRing + position], std::memory_order_relaxed);
+    const uint8_t* const entry = x_desc + sizeof(vring_desc) * (head & (x_size - 1));
+    __builtin_prefetch(entry);
+    __builtin_prefetch(entry + kChainBytesUsual);
+  }
 }
 
 std::optional<Chain> Queue::pop() {

@@ -37,7 +37,7 @@ struct QueueLayout {
 };
 
 // What a queue did and refused. Its owner writes it, any thread may read it; one queue each.
-struct QueueCounters {
+struct alignas(128) QueueCounters {
   std::atomic<uint64_t> chains{0};      // popped
   std::atomic<uint64_t> interrupts{0};  // sent
   std::atomic<uint64_t> rejected{0};    // rules broken by the driver; the queue is broken after one
@@ -89,7 +89,7 @@ class Chain {
   uint16_t x_head = 0;
 };
 
-class Queue {
+class alignas(128) Queue {
  public:
   static constexpr size_t kInlineSlices = 8;
 
@@ -152,6 +152,7 @@ class Queue {
   IoSlice& next_slice(uint16_t head, uint16_t count);
   bool fail(const char* reason);
   bool fetch_avail_index();
+  void prefetch_descriptors(uint16_t count) const;
   void complete(uint16_t head, uint32_t written);
   [[nodiscard]] const IoSlice* slices(uint16_t head) const {
     const Slot& slot = x_slots[head];

@@ -4,6 +4,7 @@
 #include <sys/uio.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "base/log.h"
 
@@ -13,10 +14,31 @@ namespace {
 constexpr unsigned kRoundsMax = 64;                   // of a pump before other work has its turn
 constexpr uint64_t kTransferMax = uint64_t{1} << 30;  // bytes of one operation; more goes on
 constexpr uint16_t kRetriesMax = 16;                  // of EINTR and EAGAIN
+constexpr size_t kBatch = 16;                         // requests taken before they are started
 constexpr size_t kZeroBytes = 64 * 1024;
 
 // Not const, so that it takes no room in the program's file. Nothing writes to it.
 alignas(4096) uint8_t zeroes[kZeroBytes];
+
+// How long to look for more before sleeping. Waking up costs the guest an exit and this thread a
+// trip through the scheduler, some 5 to 50 us.
+constexpr std::chrono::microseconds kSpin{10};
+constexpr int kSpinPauses = 20;  // between two looks: they pull at a cache line of the guest's
+constexpr int kSpinCreditMax = 16;
+
+void prefetch(const Chain& chain) {
+  if (!chain.writable().empty()) {
+    const IoSlice& last = chain.writable().back();
+    __builtin_prefetch(last.data + last.size - 1, 1);  // first: drivers keep both in one line
+  }
+  if (!chain.readable().empty()) __builtin_prefetch(chain.readable().front().data);
+}
+
+// This thread alone counts. A locked addition would wait for the stores before it, into lines that
+// the guest's processor has: a noticeable part of a small read's time.
+void add(std::atomic<uint64_t>& counter, uint64_t amount) {
+  counter.store(counter.load(std::memory_order_relaxed) + amount, std::memory_order_relaxed);
+}
 
 }  // namespace
 
@@ -110,6 +132,7 @@ void BlockIo::stop_all() {
 // Works until there is nothing left to do, then asks for kicks and for the ring's wakings.
 void BlockIo::pump() {
   x_ring->disarm();
+  note_waking();
   for (LiveQueue& live : x_queues) {
     if (live.queue) live.queue->disable_kicks();
   }
@@ -118,12 +141,37 @@ void BlockIo::pump() {
     x_ring->submit();
     const bool reaped = reap() > 0;
     end_round();
-    if (took || reaped || want_kicks()) continue;
-    if (!x_ring->arm()) return;
+    if (took || reaped || found_by_spinning() || want_kicks()) continue;
+    if (!x_ring->arm()) {
+      x_slept_at = std::chrono::steady_clock::now();
+      return;
+    }
     x_ring->disarm();
   }
   // A timer and not a posted call, since it ends with this object.
   x_again->start(std::chrono::nanoseconds(0));
+}
+
+// Spinning pays off where work comes soon after it ran out: with a guest that keeps its queue busy,
+// and not with one that waits for each request. What was seen last decides.
+void BlockIo::note_waking() {
+  if (x_slept_at == std::chrono::steady_clock::time_point{}) return;
+  if (std::chrono::steady_clock::now() - x_slept_at < kSpin) x_spin_credit = kSpinCreditMax;
+  x_slept_at = {};
+}
+
+bool BlockIo::found_by_spinning() {
+  if (x_spin_credit == 0 || x_held != nullptr) return false;
+  const auto until = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < kSpinPauses; ++i) __builtin_ia32_pause();
+    if (take_available()) {
+      x_spin_credit = kSpinCreditMax;
+      return true;
+    }
+  } while (std::chrono::steady_clock::now() < until);
+  --x_spin_credit;
+  return false;
 }
 
 bool BlockIo::take_available() {
@@ -134,21 +182,27 @@ bool BlockIo::take_available() {
   return took;
 }
 
+// Takes a batch, in two passes: the header and the status of each request lie in lines that the
+// guest's processor has, and fetching them all at once takes little longer than fetching one.
 bool BlockIo::take(uint16_t index) {
   LiveQueue& live = x_queues[index];
   if (!live.queue || live.reported) return false;
-  // A bound, or a driver that is quick to add would keep the others waiting.
-  uint16_t count = 0;
-  while (count < live.queue->size() && x_held == nullptr) {
-    auto chain = live.queue->pop();
-    if (!chain) break;
+  // Not all there is: the guest gets answers and adds requests while the next batch is read. And
+  // one by one under a rate limit: what is held back stays in the queue.
+  std::array<std::optional<Chain>, kBatch> chains;
+  const size_t batch_max = limited() ? 1 : kBatch;
+  size_t count = 0;
+  while (count < batch_max) {
+    chains[count] = live.queue->pop();
+    if (!chains[count]) break;
+    prefetch(*chains[count]);
     ++count;
-    begin(index, std::move(*chain));
   }
   if (live.queue->broken()) {
     live.reported = true;
     x_host->needs_reset(live.queue->broken_reason());
   }
+  for (size_t i = 0; i < count; ++i) begin(index, std::move(*chains[i]));
   return count > 0;
 }
 
@@ -173,9 +227,11 @@ void BlockIo::begin(uint16_t index, Chain chain) {
   if (!held_back(request)) run_admitted(request);
 }
 
+bool BlockIo::limited() const { return x_options.iops_max != 0 || x_options.bandwidth_max != 0; }
+
 // Whether the rate limit has the request wait: then it is what x_held is.
 bool BlockIo::held_back(BlockRequest& request) {
-  if (x_options.iops_max == 0 && x_options.bandwidth_max == 0) return false;
+  if (!limited()) return false;
   const auto now = std::chrono::steady_clock::now();
   const auto wait = std::max(x_requests.wait(now), x_bytes.wait(now));
   if (wait.count() > 0) {
@@ -382,22 +438,17 @@ void BlockIo::finish(BlockRequest& request, uint8_t status) {
 void BlockIo::count(const BlockRequest& request) {
   switch (request.type()) {
     case VIRTIO_BLK_T_IN:
-      ++x_counters.reads;
-      x_counters.bytes_read += request.bytes();
-      break;
+      add(x_counters.reads, 1);
+      return add(x_counters.bytes_read, request.bytes());
     case VIRTIO_BLK_T_OUT:
-      ++x_counters.writes;
-      x_counters.bytes_written += request.bytes();
-      break;
+      add(x_counters.writes, 1);
+      return add(x_counters.bytes_written, request.bytes());
     case VIRTIO_BLK_T_FLUSH:
-      ++x_counters.flushes;
-      break;
+      return add(x_counters.flushes, 1);
     case VIRTIO_BLK_T_DISCARD:
-      ++x_counters.discards;
-      break;
+      return add(x_counters.discards, 1);
     default:
-      ++x_counters.write_zeroes;
-      break;
+      return add(x_counters.write_zeroes, 1);
   }
 }
 

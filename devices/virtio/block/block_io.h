@@ -4,6 +4,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -78,6 +79,9 @@ class BlockIo {
   bool take_available();
   bool take(uint16_t index);
   void begin(uint16_t index, Chain chain);
+  [[nodiscard]] bool limited() const;
+  void note_waking();
+  bool found_by_spinning();
   bool held_back(BlockRequest& request);
   void release_held();
   void run_admitted(BlockRequest& request);
@@ -117,7 +121,9 @@ class BlockIo {
   TokenBucket x_bytes;
   BlockRequest* x_held = nullptr;  // by the rate limit; nothing is taken from the queues meanwhile
   std::vector<LiveQueue> x_queues;
-  size_t x_first_queue = 0;  // takes its turn first
+  std::chrono::steady_clock::time_point x_slept_at;  // the last pump's end; 0: still at work
+  int x_spin_credit = 0;                             // spins to try before giving it up
+  size_t x_first_queue = 0;                          // takes its turn first
   VirtioHost* x_host = nullptr;
   bool x_write_through = false;
   bool x_zero_range_works = true;

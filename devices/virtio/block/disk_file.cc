@@ -112,7 +112,9 @@ Result<DiskFile> DiskFile::open(const std::string& path, bool read_only, bool di
   LETHE_TRY(check_kind(path, status.st_mode));
   DiskFile disk;
   const int flags = O_CLOEXEC | (read_only ? O_RDONLY : O_RDWR) | (direct ? O_DIRECT : 0);
-  disk.fd.reset(::open(path.c_str(), flags));
+  // A disk's reads are not its file's reads: no access times (for the file's owner; others can't).
+  disk.fd.reset(::open(path.c_str(), flags | O_NOATIME));
+  if (!disk.fd.valid() && errno == EPERM) disk.fd.reset(::open(path.c_str(), flags));
   if (!disk.fd.valid()) return open_error(path, read_only, errno);
   LETHE_TRY(find_size(disk, path, direct));
   LETHE_TRY(lock_file(disk.fd.get(), path, read_only));

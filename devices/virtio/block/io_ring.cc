@@ -8,7 +8,7 @@
 namespace lethe {
 namespace {
 
-constexpr unsigned kSubmissionsMax = 256;  // more are submitted in several turns
+constexpr unsigned kSubmissionsMax = 64;  // more are submitted in several turns
 // Completions are handled by the ring's thread when it asks for them, not by interrupting it
 // (Linux 6.1). Before that: plain.
 constexpr unsigned kSetupFlags =
