@@ -103,7 +103,9 @@ const Attack kAttacks[] = {
     {"a discard past 2^64", kRefused,
      [](Target& t) { send_segment(t, VIRTIO_BLK_T_DISCARD, 16, ~uint64_t{0}, 0xffffffff); }},
     {"zeroes past the end", kRefused,
-     [](Target& t) { send_segment(t, VIRTIO_BLK_T_WRITE_ZEROES, 16, 2047, 2); }},
+     [](Target& t) {
+       send_segment(t, VIRTIO_BLK_T_WRITE_ZEROES, 16, t.device().config64(0) - 1, 2);
+     }},
     {"zeroes where the byte number wraps", kRefused,
      [](Target& t) { send_segment(t, VIRTIO_BLK_T_WRITE_ZEROES, 16, uint64_t{1} << 55, 1); }},
     {"256 segments of nothing", kRefused | kCompleted,
