@@ -203,6 +203,7 @@ TEST(BlockTest, read_only_disks_are_never_written) {
   EXPECT_EQ(guest.write(0, Bytes(512)), kIoError);
   EXPECT_EQ(guest.range(VIRTIO_BLK_T_DISCARD, 0, 8), kIoError);
   EXPECT_EQ(guest.range(VIRTIO_BLK_T_WRITE_ZEROES, 0, 8), kIoError);
+  EXPECT_EQ(guest.counters().refused, 3u) << "refused here, not by the host";
   EXPECT_EQ(guest.flush(), kOk);
   Bytes bytes(8192);
   EXPECT_EQ(guest.read(0, bytes), kOk);
