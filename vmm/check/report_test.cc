@@ -80,7 +80,7 @@ std::string progress_output(bool terminal) {
   if (terminal) {
     // The kernel hands a terminal's output over in pieces, at leisure: read until the last line.
     pollfd poll{main_end, POLLIN, 0};
-    while (text.find("] two\r\x1b") == std::string::npos && ::poll(&poll, 1, 10000) == 1) {
+    while (text.find("[1/2] two") == std::string::npos && ::poll(&poll, 1, 10000) == 1) {
       char piece[4096];
       const ssize_t got = ::read(main_end, piece, sizeof piece);
       if (got <= 0) break;
