@@ -12,7 +12,7 @@ target_compile_options(lethe_flags INTERFACE
   -Wno-sign-conversion
   # The structs of the Linux UAPI that end in a flexible array are put in front of their array.
   -Wno-gnu-variable-sized-type-not-at-end
-  -fno-omit-frame-pointer -ffunction-sections -fdata-sections)
+  -fstack-protector-strong -fno-omit-frame-pointer -ffunction-sections -fdata-sections)
 target_compile_definitions(lethe_flags INTERFACE _GNU_SOURCE)
 target_link_options(lethe_flags INTERFACE -fuse-ld=lld -Wl,--gc-sections)
 if(LETHE_SANITIZE)

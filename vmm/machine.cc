@@ -39,6 +39,22 @@ void keep_first_pages_small(const GuestMemory& memory) {
   (void)::madvise(low->data, low->size, MADV_NOHUGEPAGE);  // a hint: failing it costs only time
 }
 
+// Everything the guest is told of, up to the end of the 64-bit PCI window, must be within the
+// physical addresses its processor has (CPUID 0x80000008, EAX bits 7-0).
+Result<> check_address_width(uint64_t memory_bytes, const std::vector<kvm_cpuid_entry2>& cpuid) {
+  uint32_t bits = 36;  // what a processor without the leaf has
+  for (const kvm_cpuid_entry2& entry : cpuid)
+    if (entry.function == 0x8000'0008) bits = entry.eax & 0xFF;
+  const uint64_t end = layout::pci64_start(memory_bytes) + layout::kPci64Size;
+  if (bits >= 64 || end <= uint64_t{1} << bits) return {};
+  return config_error(
+      "memory.size = {} GiB does not fit: guests have {} address bits here, which leave room for "
+      "{} GiB",
+      memory_bytes / kGiB, bits,
+      ((uint64_t{1} << bits) - layout::kPci64Size - (layout::kAboveHole - layout::kMmioHole)) /
+          kGiB);
+}
+
 BlockOptions block_options(const DiskConfig& disk, size_t index) {
   return {.name = fmt::format("block{}", index),
           .path = disk.path,
@@ -93,6 +109,8 @@ Result<std::unique_ptr<Machine>> Machine::create(const VmConfig& config, EventLo
 Result<> Machine::build(ByteSink& console) {
   LETHE_TRY_ASSIGN(Kvm kvm, Kvm::open());
   x_kvm = std::make_unique<Kvm>(std::move(kvm));
+  LETHE_TRY_ASSIGN(auto cpuid, supported_cpuid(*x_kvm));
+  LETHE_TRY(check_address_width(x_config.memory.size_bytes, cpuid));
   const auto ranges = memory_ranges(x_config.memory.size_bytes);
   LETHE_TRY_ASSIGN(x_memory, GuestMemory::create(ranges, {.backing = x_config.memory.backing,
                                                           .thp = x_config.memory.thp}));
@@ -107,7 +125,7 @@ Result<> Machine::build(ByteSink& console) {
   LETHE_TRY(x_vm->map_memory(x_memory->regions()));
   LETHE_TRY(build_legacy(console));
   LETHE_TRY(build_virtio(console));
-  LETHE_TRY(build_vcpus());
+  LETHE_TRY(build_vcpus(cpuid));
   return x_vcpus[0]->set_boot_state(boot);
 }
 
@@ -159,8 +177,7 @@ Result<> Machine::add_virtio(std::unique_ptr<VirtioDevice> device) {
   return {};
 }
 
-Result<> Machine::build_vcpus() {
-  LETHE_TRY_ASSIGN(const auto cpuid, supported_cpuid(*x_kvm));
+Result<> Machine::build_vcpus(const std::vector<kvm_cpuid_entry2>& cpuid) {
   for (uint32_t i = 0; i < x_config.cpus; ++i) {
     LETHE_TRY_ASSIGN(auto vcpu, Vcpu::create(*x_kvm, *x_vm, cpuid, i, x_config.cpus));
     x_vcpus.push_back(std::move(vcpu));

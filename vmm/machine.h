@@ -69,7 +69,7 @@ class Machine final : private MachineControl {
   [[nodiscard]] Result<> build_legacy(ByteSink& console);
   [[nodiscard]] Result<> build_virtio(ByteSink& console);
   [[nodiscard]] Result<> add_virtio(std::unique_ptr<VirtioDevice> device);
-  [[nodiscard]] Result<> build_vcpus();
+  [[nodiscard]] Result<> build_vcpus(const std::vector<kvm_cpuid_entry2>& cpuid);
   void run_vcpu(Vcpu& vcpu);
 
   // MachineControl, on vCPU threads.

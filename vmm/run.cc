@@ -138,22 +138,16 @@ class Session {
     } else if (x_stopping || x_config.boot.stop_timeout_ms == 0) {
       finish({Ending::kForced});
     } else {
-      press_power_button();
+      x_stopping = true;
+      x_machine->power_button();
+      x_stop_timer->start(std::chrono::milliseconds(x_config.boot.stop_timeout_ms));
     }
   }
 
-  void press_power_button() {
-    x_machine->power_button();
-    if (x_stopping) return;
-    x_stopping = true;
-    x_stop_timer->start(std::chrono::milliseconds(x_config.boot.stop_timeout_ms));
-  }
-
   void on_stop_timeout() {
-    std::fprintf(
-        stderr,
-        "lethe: '%s' did not power off within boot.stop_timeout_ms = %u: ended by force%s\n",
-        x_config.name.c_str(), x_config.boot.stop_timeout_ms, x_raw ? "\r" : "");
+    std::fprintf(stderr,
+                 "lethe: '%s' did not power off within boot.stop_timeout_ms = %u: ended by force\n",
+                 x_config.name.c_str(), x_config.boot.stop_timeout_ms);
     finish({Ending::kForced});
   }
 
@@ -163,7 +157,7 @@ class Session {
         finish({Ending::kForced});
         break;
       case EscapeKeys::Command::kPowerButton:
-        press_power_button();
+        x_machine->power_button();
         break;
       case EscapeKeys::Command::kHelp:
         std::fputs(EscapeKeys::help(), stderr);
@@ -189,7 +183,7 @@ class Session {
   std::unique_ptr<EventLoop::Watch> x_input;
   std::string x_pending;  // typed, and not yet taken by the guest
   bool x_input_paused = false;
-  bool x_stopping = false;  // the power button was pressed by us
+  bool x_stopping = false;  // a signal asked for the end
   Outcome x_outcome;
 };
 

@@ -6,14 +6,22 @@ namespace lethe {
 namespace {
 
 constexpr std::chrono::milliseconds kSilence{10};
+constexpr std::chrono::milliseconds kLastLook{200};
 
 }  // namespace
 
 SerialPort::SerialPort(EventLoop& loop, Serial& serial, const Bus& ports)
     : x_loop(loop), x_serial(serial), x_ports(ports) {
   x_timer = loop.make_timer([this] {
+    const bool found = x_writes->drain(x_ports);
+    if (found || !x_last_look) {
+      // Once more after the first empty look: a vCPU may be held up between status and byte.
+      x_last_look = !found;
+      x_timer->start(found ? kSilence : kLastLook);
+      return;
+    }
+    x_last_look = false;
     x_timer_armed.store(false, std::memory_order_relaxed);
-    if (x_writes->drain(x_ports)) arm_timer();
   });
 }
 

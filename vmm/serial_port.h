@@ -41,6 +41,7 @@ class SerialPort final : public BusDevice {
   std::unique_ptr<EventLoop::Timer> x_timer;
   std::atomic<Mode> x_mode{Mode::kUnused};
   std::atomic<bool> x_timer_armed{false};
+  bool x_last_look = false;  // loop's thread
 };
 
 }  // namespace lethe

@@ -44,6 +44,7 @@ void install_once() {
 void set_raw(int fd) {
   termios raw = saved_mode;
   ::cfmakeraw(&raw);
+  raw.c_oflag |= OPOST | ONLCR;  // lines of Lethe's own end in a plain newline
   (void)::tcsetattr(fd, TCSANOW, &raw);
 }
 
@@ -102,10 +103,10 @@ std::string EscapeKeys::feed(std::span<const uint8_t> typed) {
 }
 
 const char* EscapeKeys::help() {
-  return "\r\nCtrl-A x  quit (the guest is stopped at once)\r\n"
-         "Ctrl-A p  press the power button\r\n"
-         "Ctrl-A h  this help\r\n"
-         "Ctrl-A Ctrl-A  send Ctrl-A to the guest\r\n";
+  return "\nCtrl-A x  quit (the guest is stopped at once)\n"
+         "Ctrl-A p  press the power button\n"
+         "Ctrl-A h  this help\n"
+         "Ctrl-A Ctrl-A  send Ctrl-A to the guest\n";
 }
 
 }  // namespace lethe

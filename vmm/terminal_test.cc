@@ -68,7 +68,8 @@ TEST(RawTerminal, restores_the_mode_when_the_process_aborts_or_exits) {
       auto raw = RawTerminal::enter(terminal.slave.get());
       if (!raw || !terminal.raw()) ::_exit(1);
       if (aborts) ::kill(::getpid(), SIGQUIT);
-      (void)raw->release();  // exit() finds it still in raw mode
+      static RawTerminal* kept = raw->release();  // exit() finds it still in raw mode
+      (void)kept;
       ::exit(0);
     }
     int status = 0;

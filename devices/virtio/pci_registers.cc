@@ -173,7 +173,7 @@ bool VirtioPciTransport::write_status(uint8_t value) {
   if (goes_live && (((old | added) & VIRTIO_CONFIG_S_FEATURES_OK) == 0 ||
                     (old & VIRTIO_CONFIG_S_NEEDS_RESET) != 0)) {
     added &= static_cast<uint8_t>(~VIRTIO_CONFIG_S_DRIVER_OK);
-    needs_reset("DRIVER_OK before FEATURES_OK");
+    needs_reset("DRIVER_OK without FEATURES_OK, or while a reset is due");
     refused = true;
   }
   // Not a plain store: needs_reset() may come in from another thread.

@@ -161,7 +161,7 @@ class Placer {
   uint64_t place(const Bytes& table) {
     const uint64_t at = x_next;
     x_next = (at + table.size() + 15) & ~uint64_t{15};
-    LETHE_ASSERT(x_next <= layout::kHighRamStart && x_memory.write(GuestAddr{at}, table));
+    LETHE_ASSERT(x_next <= layout::kResetVector && x_memory.write(GuestAddr{at}, table));
     return at;
   }
 

@@ -1,6 +1,7 @@
 #include "devices/virtio/block/io_ring.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 
 #include "base/log.h"
