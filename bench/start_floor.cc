@@ -2,7 +2,6 @@
 // order and nothing around them. Exits with 0 once the guest has written to the debug-exit port.
 #include <elf.h>
 #include <fcntl.h>
-#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -57,8 +56,8 @@ struct Msrs {
 int create_vm(int kvm, uint8_t* memory) {
   need(ioctl(kvm, KVM_GET_API_VERSION, 0) == KVM_API_VERSION, "KVM_GET_API_VERSION");
   for (const int capability :
-       {KVM_CAP_IRQCHIP, KVM_CAP_USER_MEMORY, KVM_CAP_IRQFD, KVM_CAP_IRQ_ROUTING, KVM_CAP_IOEVENTFD,
-        KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_EXT_CPUID, KVM_CAP_SET_IDENTITY_MAP_ADDR,
+       {KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_USER_MEMORY, KVM_CAP_IRQFD, KVM_CAP_IRQ_ROUTING,
+        KVM_CAP_IOEVENTFD, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_EXT_CPUID, KVM_CAP_SET_IDENTITY_MAP_ADDR,
         KVM_CAP_SET_TSS_ADDR})
     need(ioctl(kvm, KVM_CHECK_EXTENSION, capability) > 0, "KVM_CHECK_EXTENSION");
   const int vm = ioctl(kvm, KVM_CREATE_VM, 0);
@@ -66,17 +65,13 @@ int create_vm(int kvm, uint8_t* memory) {
   uint64_t identity_map = 0xFFFB'C000;
   need(ioctl(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity_map) == 0, "KVM_SET_IDENTITY_MAP_ADDR");
   need(ioctl(vm, KVM_SET_TSS_ADDR, 0xFFFB'D000) == 0, "KVM_SET_TSS_ADDR");
-  need(ioctl(vm, KVM_CREATE_IRQCHIP, 0) == 0, "KVM_CREATE_IRQCHIP");
+  kvm_enable_cap split{};
+  split.cap = KVM_CAP_SPLIT_IRQCHIP;
+  need(ioctl(vm, KVM_ENABLE_CAP, &split) == 0, "KVM_CAP_SPLIT_IRQCHIP");
   kvm_userspace_memory_region region{};
   region.memory_size = kMemory;
   region.userspace_addr = reinterpret_cast<uint64_t>(memory);
   need(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) == 0, "KVM_SET_USER_MEMORY_REGION");
-  for (const uint32_t gsi : {4U, 5U}) {
-    kvm_irqfd irqfd{};
-    irqfd.fd = static_cast<uint32_t>(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    irqfd.gsi = gsi;
-    need(ioctl(vm, KVM_IRQFD, &irqfd) == 0, "KVM_IRQFD");
-  }
   return vm;
 }
 
@@ -91,9 +86,6 @@ void set_state(int kvm, int vcpu, uint64_t entry) {
   msrs.entries[0] = {0x2FF, 0, 0xC06};
   msrs.entries[1] = {0x1A0, 0, 1};
   need(ioctl(vcpu, KVM_SET_MSRS, &msrs) == 2, "KVM_SET_MSRS");
-  kvm_lapic_state lapic{};
-  need(ioctl(vcpu, KVM_GET_LAPIC, &lapic) == 0, "KVM_GET_LAPIC");
-  need(ioctl(vcpu, KVM_SET_LAPIC, &lapic) == 0, "KVM_SET_LAPIC");
   kvm_sregs sregs{};
   need(ioctl(vcpu, KVM_GET_SREGS, &sregs) == 0, "KVM_GET_SREGS");
   kvm_segment segment{};

@@ -10,6 +10,7 @@
 #include "devices/legacy/acpi_power/acpi_power.h"
 #include "devices/legacy/debug_exit/debug_exit.h"
 #include "devices/legacy/i8042/i8042.h"
+#include "devices/legacy/ioapic/ioapic.h"
 #include "devices/legacy/pvpanic/pvpanic.h"
 #include "devices/legacy/rtc/rtc.h"
 #include "devices/legacy/serial/serial.h"
@@ -130,8 +131,10 @@ Result<> Machine::build(ByteSink& console) {
 }
 
 Result<> Machine::build_legacy(ByteSink& console) {
-  LETHE_TRY_ASSIGN(auto serial_line, x_vm->make_edge_line(kSerialIrq));
-  LETHE_TRY_ASSIGN(auto event_line, x_vm->make_edge_line(layout::kEventGsi));
+  x_ioapic = std::make_unique<Ioapic>(*x_vm);
+  LETHE_TRY(x_mmio.add({kIoapicAddress, kIoapicSize}, *x_ioapic));
+  LETHE_TRY_ASSIGN(auto serial_line, x_ioapic->make_line(kSerialIrq));
+  LETHE_TRY_ASSIGN(auto event_line, x_ioapic->make_line(layout::kEventGsi));
   MachineControl& control = *this;
   x_legacy = std::make_unique<Legacy>(control, x_loop, console, x_ports, std::move(serial_line),
                                       std::move(event_line));

@@ -21,6 +21,7 @@
 namespace lethe {
 
 class ConsoleDevice;
+class Ioapic;
 class VirtioDevice;
 
 // How a machine's run came to its end.
@@ -91,6 +92,7 @@ class Machine final : private MachineControl {
   std::unique_ptr<KvmVm> x_vm;
   Bus x_ports{"port I/O"};
   Bus x_mmio{"MMIO"};
+  std::unique_ptr<Ioapic> x_ioapic;
   std::unique_ptr<Legacy> x_legacy;
   std::unique_ptr<PciBus> x_pci;
   ConsoleDevice* x_virtio_console = nullptr;  // x_pci owns it

@@ -8,6 +8,7 @@
 
 #include "base/assert.h"
 #include "devices/legacy/acpi_power/acpi_power.h"
+#include "devices/legacy/ioapic/ioapic.h"
 #include "vmm/boot/layout.h"
 
 #include "dsdt.hex"  // made by iasl from dsdt.asl: dsdt_aml_code
@@ -110,7 +111,7 @@ Bytes make_madt(uint32_t cpus) {
   append<uint8_t>(table, 12);
   append<uint8_t>(table, 0);  // id
   append<uint8_t>(table, 0);
-  append<uint32_t>(table, static_cast<uint32_t>(layout::kIoapic));
+  append<uint32_t>(table, static_cast<uint32_t>(kIoapicAddress));
   append<uint32_t>(table, 0);  // first GSI
   append<uint8_t>(table, 4);   // local APIC NMI
   append<uint8_t>(table, 6);

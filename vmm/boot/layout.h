@@ -24,7 +24,6 @@ inline constexpr uint64_t kMmioHole = 3 * kGiB;
 inline constexpr uint64_t kPci32Start = 0xC000'0000;
 inline constexpr uint64_t kPci32End = 0xE000'0000;
 inline constexpr uint64_t kEcam = 0xE000'0000;  // 1 MiB: bus 0
-inline constexpr uint64_t kIoapic = 0xFEC0'0000;
 inline constexpr uint64_t kLapic = 0xFEE0'0000;
 inline constexpr uint64_t kAboveHole = 4 * kGiB;
 inline constexpr uint64_t kPci64Size = 16 * kGiB;  // the window above RAM

@@ -12,9 +12,7 @@
 namespace lethe {
 namespace {
 
-constexpr uint32_t kIoapicPins = 24;
-constexpr uint32_t kPicPins = 8;                                       // each of the two
-constexpr uint32_t kMsiRoutesMax = 4096 - kIoapicPins - 2 * kPicPins;  // KVM_MAX_IRQ_ROUTES
+constexpr uint32_t kMsiRoutesMax = 4096;  // KVM_MAX_IRQ_ROUTES
 // Three pages and one page that KVM on Intel without "unrestricted guest" keeps for itself, just
 // below the reset vector, where no RAM and no device of ours is (api.rst 4.35, 4.40).
 constexpr uint64_t kIdentityMapAddress = 0xFFFB'C000;
@@ -139,7 +137,10 @@ Result<std::unique_ptr<KvmVm>> KvmVm::create(const Kvm& kvm) {
     return ioctl_error("KVM_SET_IDENTITY_MAP_ADDR");
   if (kvm.capability(KVM_CAP_SET_TSS_ADDR) > 0 && ::ioctl(fd, KVM_SET_TSS_ADDR, kTssAddress) != 0)
     return ioctl_error("KVM_SET_TSS_ADDR");
-  if (::ioctl(fd, KVM_CREATE_IRQCHIP, 0) != 0) return ioctl_error("KVM_CREATE_IRQCHIP");
+  kvm_enable_cap split{};
+  split.cap = KVM_CAP_SPLIT_IRQCHIP;
+  split.args[0] = 0;  // no routes of an I/O APIC whose EOIs we would want: all lines are edges
+  if (::ioctl(fd, KVM_ENABLE_CAP, &split) != 0) return ioctl_error("KVM_CAP_SPLIT_IRQCHIP");
   return vm;
 }
 
@@ -159,29 +160,6 @@ Result<> KvmVm::map_memory(std::span<const MemoryRegion> regions) {
   return {};
 }
 
-namespace {
-
-class EdgeLine final : public Interrupt {
- public:
-  explicit EdgeLine(EventFd event) : x_event(std::move(event)) {}
-  void signal() override { x_event.signal(); }
-
- private:
-  EventFd x_event;
-};
-
-}  // namespace
-
-Result<std::unique_ptr<Interrupt>> KvmVm::make_edge_line(uint32_t gsi) {
-  LETHE_ASSERT(gsi < kIoapicPins);
-  LETHE_TRY_ASSIGN(auto event, EventFd::create());
-  kvm_irqfd irqfd{};
-  irqfd.fd = static_cast<uint32_t>(event.fd());
-  irqfd.gsi = gsi;
-  if (::ioctl(x_fd.get(), KVM_IRQFD, &irqfd) != 0) return ioctl_error("KVM_IRQFD");
-  return std::make_unique<EdgeLine>(std::move(event));
-}
-
 Result<std::unique_ptr<MsiRoute>> KvmVm::make_route() {
   LETHE_TRY_ASSIGN(auto event, EventFd::create());
   MutexLock lock(x_routes_mutex);
@@ -192,7 +170,7 @@ Result<std::unique_ptr<MsiRoute>> KvmVm::make_route() {
                         kMsiRoutesMax);
     place = x_routes.insert(place, nullptr);
   }
-  const auto gsi = kIoapicPins + static_cast<uint32_t>(place - x_routes.begin());
+  const auto gsi = static_cast<uint32_t>(place - x_routes.begin());
   auto route = std::make_unique<Route>(*this, std::move(event), gsi);
   *place = route.get();
   return route;
@@ -200,19 +178,7 @@ Result<std::unique_ptr<MsiRoute>> KvmVm::make_route() {
 
 Result<> KvmVm::publish_routes() {
   std::vector<kvm_irq_routing_entry> entries;
-  entries.reserve(kIoapicPins + 2 * kPicPins + x_routes.size());
-  const auto pin = [&](uint32_t gsi, uint32_t chip, uint32_t number) {
-    kvm_irq_routing_entry entry{};
-    entry.gsi = gsi;
-    entry.type = KVM_IRQ_ROUTING_IRQCHIP;
-    entry.u.irqchip.irqchip = chip;
-    entry.u.irqchip.pin = number;
-    entries.push_back(entry);
-  };
-  // KVM's own default routes, which this table replaces.
-  for (uint32_t i = 0; i < kPicPins; ++i) pin(i, KVM_IRQCHIP_PIC_MASTER, i);
-  for (uint32_t i = 0; i < kPicPins; ++i) pin(kPicPins + i, KVM_IRQCHIP_PIC_SLAVE, i);
-  for (uint32_t i = 0; i < kIoapicPins; ++i) pin(i, KVM_IRQCHIP_IOAPIC, i);
+  entries.reserve(x_routes.size());
   for (const Route* route : x_routes)
     if (route != nullptr && route->routed()) entries.push_back(route->entry());
 

@@ -38,15 +38,14 @@ class Kvm {
   size_t x_run_size;
 };
 
-// One VM: memory slots, the in-kernel interrupt controllers, irqfd and ioeventfd.
+// One VM: memory slots, the in-kernel local APICs, irqfd and ioeventfd. The I/O APIC is a device of
+// Lethe's own (KVM_CAP_SPLIT_IRQCHIP); there are no PICs.
 class KvmVm final : public MsiController, public DoorbellBinder {
  public:
   [[nodiscard]] static Result<std::unique_ptr<KvmVm>> create(const Kvm& kvm);
 
   // One memory slot a region. The mappings must outlive the VM.
   [[nodiscard]] Result<> map_memory(std::span<const MemoryRegion> regions);
-  // An edge-triggered line: each signal() is one edge on IOAPIC pin `gsi` (0-23).
-  [[nodiscard]] Result<std::unique_ptr<Interrupt>> make_edge_line(uint32_t gsi);
 
   // MsiController: a route is an irqfd whose GSI is routed to an MSI message. Any thread.
   [[nodiscard]] Result<std::unique_ptr<MsiRoute>> make_route() override;

@@ -120,18 +120,6 @@ Result<> set_msrs(int fd, uint32_t index) {
   return {};
 }
 
-// Virtual wire mode: LINT0 takes the PIC's interrupts, LINT1 is NMI (MultiProcessor spec 3.6.2.2).
-Result<> set_lapic(int fd, uint32_t index) {
-  constexpr size_t kLint0 = 0x350, kLint1 = 0x360;
-  constexpr uint32_t kExtInt = 0x700, kNmi = 0x400;
-  kvm_lapic_state lapic{};
-  if (::ioctl(fd, KVM_GET_LAPIC, &lapic) != 0) return vcpu_error(index, "KVM_GET_LAPIC");
-  std::memcpy(lapic.regs + kLint0, &kExtInt, sizeof kExtInt);
-  std::memcpy(lapic.regs + kLint1, &kNmi, sizeof kNmi);
-  if (::ioctl(fd, KVM_SET_LAPIC, &lapic) != 0) return vcpu_error(index, "KVM_SET_LAPIC");
-  return {};
-}
-
 }  // namespace
 
 Result<std::vector<kvm_cpuid_entry2>> supported_cpuid(const Kvm& kvm) {
@@ -169,7 +157,6 @@ Result<std::unique_ptr<Vcpu>> Vcpu::create(const Kvm& kvm, const KvmVm& vm,
   std::memcpy(buffer->entries, cpuid.data(), cpuid.size() * sizeof(kvm_cpuid_entry2));
   if (::ioctl(raw, KVM_SET_CPUID2, buffer.get()) != 0) return vcpu_error(index, "KVM_SET_CPUID2");
   LETHE_TRY(set_msrs(raw, index));
-  LETHE_TRY(set_lapic(raw, index));
   return vcpu;
 }
 
