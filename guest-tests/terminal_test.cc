@@ -41,7 +41,9 @@ class TerminalRun {
       close(x_master);
       setsid();
       for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) dup2(slave, fd);
-      execl(lethe.c_str(), "lethe", "run", path.c_str(), nullptr);
+      // A name of its own: another run of the tests may be under way on this host.
+      const std::string name = "terminal-" + std::to_string(getpid());
+      execl(lethe.c_str(), "lethe", "run", path.c_str(), "--name", name.c_str(), nullptr);
       _exit(125);
     }
     wait_for("waiting for the power button");
