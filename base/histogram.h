@@ -43,7 +43,8 @@ class Histogram {
     x_buckets[bucket].fetch_add(1, std::memory_order_relaxed);
     x_sum_ns.fetch_add(ns, std::memory_order_relaxed);
     uint64_t longest = x_max_ns.load(std::memory_order_relaxed);
-    while (ns > longest && !x_max_ns.compare_exchange_weak(longest, ns, std::memory_order_relaxed)) {
+    while (ns > longest &&
+           !x_max_ns.compare_exchange_weak(longest, ns, std::memory_order_relaxed)) {
     }
   }
 

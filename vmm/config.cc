@@ -65,6 +65,7 @@ class Parser {
   void parse_value(const ConfigKey& key, const Place& place, const toml::node& node, size_t disk);
   void apply_override(const std::string& item);
   void finish();
+  void finish_memory();
 
   std::string x_shown_file;
   std::string x_directory;  // with its slash, or empty
@@ -229,16 +230,41 @@ void Parser::apply_override(const std::string& item) {
   parse_value(*key, place, toml::value<std::string>(text), disk);
 }
 
+// What concerns several keys of [memory] and [balloon] at once.
+void Parser::finish_memory() {
+  const MemoryConfig& memory = x_config.memory;
+  if (memory.backing == MemoryBacking::kHugetlb && memory.size_bytes % (2 * kMiB) != 0)
+    key_error(
+        {x_shown_file}, "memory.size",
+        "must be a multiple of 2M, the size of a huge page, with memory.backing = \"hugetlb\"");
+  if (memory.policy == MemoryPolicy::kLazy && memory.forget)
+    key_error({x_shown_file}, "memory.policy",
+              "\"lazy\" leaves returned memory readable for a while: set memory.forget = false "
+              "too, or choose another policy");
+  if (memory.policy == MemoryPolicy::kPool && memory.backing != MemoryBacking::kAnonymous)
+    key_error({x_shown_file}, "memory.policy",
+              "\"pool\" works with memory.backing = \"anonymous\" only: choose \"auto\" or "
+              "\"discard\"");
+  if (memory.floor_bytes > memory.size_bytes)
+    key_error({x_shown_file}, "memory.floor",
+              fmt::format("{} is more than the guest has: it must be at most memory.size = {}",
+                          format_size(memory.floor_bytes), format_size(memory.size_bytes)));
+  if (memory.pool_max.value_or(0) > memory.size_bytes)
+    key_error({x_shown_file}, "memory.pool_max",
+              fmt::format("{} is more than the guest has: it must be at most memory.size = {}",
+                          format_size(*memory.pool_max), format_size(memory.size_bytes)));
+  if (memory.automatic && !x_config.balloon.enabled)
+    key_error({x_shown_file}, "memory.auto",
+              "can do nothing without the balloon: set balloon.enabled = true, or memory.auto = "
+              "false");
+}
+
 // What concerns several keys at once.
 void Parser::finish() {
   if (x_config.boot.kernel.empty() && !x_kernel_key_failed)
     key_error({x_shown_file}, "boot.kernel",
               "is missing: name the kernel to boot, kernel = \"vmlinuz\" under [boot]");
-  if (x_config.memory.backing == MemoryBacking::kHugetlb &&
-      x_config.memory.size_bytes % (2 * kMiB) != 0)
-    key_error(
-        {x_shown_file}, "memory.size",
-        "must be a multiple of 2M, the size of a huge page, with memory.backing = \"hugetlb\"");
+  finish_memory();
   if (x_config.check.present && x_config.check.exit == "reboot" &&
       x_config.boot.on_reboot == OnReboot::kRestart)
     key_error({x_shown_file}, "check.exit",

@@ -5,7 +5,9 @@
 // thread before the VM exists.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -19,11 +21,40 @@ namespace lethe {
 inline constexpr uint64_t kConfigFileBytesMax = 1 << 20;
 inline constexpr size_t kDisksMax = 24;  // PCI bus 0 has 32 slots; the rest is for other devices
 
+// How memory that the guest gives back is forgotten: DESIGN 4.2.
+enum class MemoryPolicy : uint8_t { kAuto, kPool, kDiscard, kLazy };
+enum class ScrubTime : uint8_t { kIdle, kMap };
+
 struct MemoryConfig {
   uint64_t size_bytes = 128 * kMiB;  // 16 MiB to 1 TiB, a multiple of 1 MiB (hugetlb: of 2 MiB)
   MemoryBacking backing = MemoryBacking::kAnonymous;
   bool thp = true;
+  bool automatic = false;  // "auto": the governor runs
+  MemoryPolicy policy = MemoryPolicy::kAuto;
+  bool forget = true;             // false: what was returned may stay readable (lazy)
+  uint32_t forget_ms_max = 1000;  // 10 to 3600000
+  uint64_t isolated_max = 64 * kMiB;
+  std::optional<uint64_t> pool_max;  // bytes; none: pool_bytes_max() says
+  ScrubTime scrub = ScrubTime::kIdle;
+  uint32_t weight = 100;     // 1 to 10000
+  uint64_t floor_bytes = 0;  // the least memory that the governor leaves the guest
   bool operator==(const MemoryConfig&) const = default;
+
+  // What the scrub pool may hold: pool_max, by default a quarter of the memory, at most 512 MiB;
+  // whole huge pages.
+  [[nodiscard]] uint64_t pool_bytes_max() const {
+    const uint64_t bytes = pool_max.value_or(std::min(size_bytes / 4, 512 * kMiB));
+    return bytes / (2 * kMiB) * (2 * kMiB);
+  }
+};
+
+struct BalloonConfig {
+  bool enabled = true;
+  bool deflate_on_oom = true;
+  bool free_page_reporting = true;
+  bool free_page_hinting = true;
+  bool statistics = true;
+  bool operator==(const BalloonConfig&) const = default;
 };
 
 enum class OnReboot : uint8_t { kRestart, kExit };
@@ -80,6 +111,7 @@ struct VmConfig {
   std::string name;  // [a-z0-9][a-z0-9._-]{0,63}
   uint32_t cpus = 1;
   MemoryConfig memory;
+  BalloonConfig balloon;
   BootConfig boot;
   ConsoleConfig console;
   std::vector<DiskConfig> disks;

@@ -14,6 +14,8 @@ constexpr uint64_t kTextMax = 4095;     // bytes; PATH_MAX less the zero
 constexpr uint64_t kCmdlineMax = 2047;  // Linux's COMMAND_LINE_SIZE on x86 less the zero
 
 constexpr std::array<std::string_view, 3> kBackings = {"anonymous", "shared", "hugetlb"};
+constexpr std::array<std::string_view, 4> kPolicies = {"auto", "pool", "discard", "lazy"};
+constexpr std::array<std::string_view, 2> kScrubTimes = {"idle", "map"};
 constexpr std::array<std::string_view, 2> kReboots = {"restart", "exit"};
 constexpr std::array<std::string_view, 2> kInputs = {"serial", "virtio"};
 
@@ -33,7 +35,9 @@ bool needs_ok(const Value& v) {
 
 constexpr ConfigSection kSections[] = {
     {"", false, "The VM itself. These keys come before the first table."},
-    {"memory", false, "The guest's memory."},
+    {"memory", false, "The guest's memory, and what becomes of memory that the guest gives back."},
+    {"balloon", false,
+     "The virtio balloon: how the guest gives memory back. Stock Linux drives all of it."},
     {"boot", false, "What the guest boots, and what ends it."},
     {"console", false,
      "The guest's consoles: a serial port (`ttyS0` in Linux) and a virtio console (`hvc0`)."},
@@ -90,6 +94,118 @@ constexpr ConfigKey kKeys[] = {
      .help = "Ask the host for transparent huge pages: faster, but touched memory grows by 2M at a "
              "time.",
      .store = [](VmConfig& c, size_t, Value&& v) { c.memory.thp = v.flag; }},
+    {.section = "memory",
+     .name = "auto",
+     .type = KeyType::kBool,
+     .fallback = "false",
+     .help = "Let Lethe manage the memory: by the pressure on the host and what the guest says of "
+             "itself, the governor sets the policy, the size of the scrub pool and the balloon. "
+             "All a user needs to set.",
+     .store = [](VmConfig& c, size_t, Value&& v) { c.memory.automatic = v.flag; }},
+    {.section = "memory",
+     .name = "policy",
+     .type = KeyType::kChoice,
+     .fallback = "\"auto\"",
+     .choices = kPolicies,
+     .help = "How memory that the guest gives back is forgotten. \"pool\": 2M chunks are kept in "
+             "this process, scrubbed, and given to the guest again at little cost; \"discard\": "
+             "all goes to the host at once; \"auto\": pool, and discard while the host is short of "
+             "memory; \"lazy\": the host takes it when it needs it, and it stays readable until "
+             "then (needs `forget = false`).",
+     .store = [](VmConfig& c, size_t,
+                 Value&& v) { c.memory.policy = static_cast<MemoryPolicy>(v.number); }},
+    {.section = "memory",
+     .name = "forget",
+     .type = KeyType::kBool,
+     .fallback = "true",
+     .help = "What the guest gave back must become unreadable, within `forget_ms_max`. False "
+             "allows the policy \"lazy\".",
+     .store = [](VmConfig& c, size_t, Value&& v) { c.memory.forget = v.flag; }},
+    {.section = "memory",
+     .name = "forget_ms_max",
+     .type = KeyType::kInteger,
+     .fallback = "1000",
+     .min = 10,
+     .max = 3600000,
+     .help = "The promise: what the guest gave back is unreadable by anyone this soon. What could "
+             "not be scrubbed in the pool by then goes to the host.",
+     .store = [](VmConfig& c, size_t,
+                 Value&& v) { c.memory.forget_ms_max = static_cast<uint32_t>(v.number); }},
+    {.section = "memory",
+     .name = "isolated_max",
+     .type = KeyType::kSize,
+     .fallback = "\"64M\"",
+     .min = 1 * kMiB,
+     .max = kGiB,
+     .help = "The most memory that is on its way at a time: taken from the guest, and not yet "
+             "given back to it as done.",
+     .store = [](VmConfig& c, size_t, Value&& v) { c.memory.isolated_max = v.number; }},
+    {.section = "memory",
+     .name = "pool_max",
+     .type = KeyType::kSize,
+     .max = kTiB,
+     .help = "The most memory the scrub pool keeps. Default: a quarter of `size`, at most 512M. "
+             "\"0\": no pool, the policy \"pool\" is then as \"discard\".",
+     .store = [](VmConfig& c, size_t, Value&& v) { c.memory.pool_max = v.number; }},
+    {.section = "memory",
+     .name = "scrub",
+     .type = KeyType::kChoice,
+     .fallback = "\"idle\"",
+     .choices = kScrubTimes,
+     .help = "When the chunks of the pool are scrubbed: by idle threads, or only when the guest "
+             "gets them again.",
+     .store = [](VmConfig& c, size_t,
+                 Value&& v) { c.memory.scrub = static_cast<ScrubTime>(v.number); }},
+    {.section = "memory",
+     .name = "weight",
+     .type = KeyType::kInteger,
+     .fallback = "100",
+     .min = 1,
+     .max = 10000,
+     .help = "With `auto`: this VM's share of the host's memory under pressure, against the "
+             "weights of the others.",
+     .store = [](VmConfig& c, size_t,
+                 Value&& v) { c.memory.weight = static_cast<uint32_t>(v.number); }},
+    {.section = "memory",
+     .name = "floor",
+     .type = KeyType::kSize,
+     .fallback = "\"0\"",
+     .max = kTiB,
+     .help = "With `auto`: the least memory that is left to the guest.",
+     .store = [](VmConfig& c, size_t, Value&& v) { c.memory.floor_bytes = v.number; }},
+    {.section = "balloon",
+     .name = "enabled",
+     .type = KeyType::kBool,
+     .fallback = "true",
+     .help =
+         "Give the guest a virtio balloon. Without it, nothing comes back before the guest ends.",
+     .store = [](VmConfig& c, size_t, Value&& v) { c.balloon.enabled = v.flag; }},
+    {.section = "balloon",
+     .name = "deflate_on_oom",
+     .type = KeyType::kBool,
+     .fallback = "true",
+     .help = "The guest may take memory out of the balloon rather than run out of it.",
+     .store = [](VmConfig& c, size_t, Value&& v) { c.balloon.deflate_on_oom = v.flag; }},
+    {.section = "balloon",
+     .name = "free_page_reporting",
+     .type = KeyType::kBool,
+     .fallback = "true",
+     .help = "The guest reports what it freed, a few seconds later, by itself.",
+     .store = [](VmConfig& c, size_t, Value&& v) { c.balloon.free_page_reporting = v.flag; }},
+    {.section = "balloon",
+     .name = "free_page_hinting",
+     .type = KeyType::kBool,
+     .fallback = "true",
+     .help = "Lethe may ask the guest for what is free: `lethe reclaim`, and the governor under "
+             "pressure.",
+     .store = [](VmConfig& c, size_t, Value&& v) { c.balloon.free_page_hinting = v.flag; }},
+    {.section = "balloon",
+     .name = "statistics",
+     .type = KeyType::kBool,
+     .fallback = "true",
+     .help = "The guest tells how much memory is free, and more: `lethe stats` shows it, the "
+             "governor wants it.",
+     .store = [](VmConfig& c, size_t, Value&& v) { c.balloon.statistics = v.flag; }},
     {.section = "boot",
      .name = "kernel",
      .type = KeyType::kPath,

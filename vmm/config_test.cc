@@ -51,14 +51,28 @@ TEST(Config, a_kernel_is_all_a_config_needs) {
   EXPECT_EQ(parsed.config, expected);
 }
 
-TEST(Config, reads_every_key) {
-  const Parsed parsed = parse(R"(
+constexpr const char* kEveryKey = R"(
 name = "demo"
 cpus = 4
 [memory]
 size = "2G"
 backing = "hugetlb"
 thp = false
+auto = true
+policy = "lazy"
+forget = false
+forget_ms_max = 250
+isolated_max = "32M"
+pool_max = "100M"
+scrub = "map"
+weight = 300
+floor = "512M"
+[balloon]
+enabled = true
+deflate_on_oom = false
+free_page_reporting = false
+free_page_hinting = false
+statistics = false
 [boot]
 kernel = "/abs/vmlinuz"
 initrd = "sub/initrd.img"
@@ -88,12 +102,31 @@ exit = "debug-exit:5"
 must_match = ["a.*b", "c"]
 must_not_match = ["BUG"]
 needs = ["kvm"]
-)");
+)";
+
+TEST(Config, reads_every_key) {
+  const Parsed parsed = parse(kEveryKey);
+  ;
   EXPECT_THAT(parsed.errors, IsEmpty());
   VmConfig expected;
   expected.name = "demo";
   expected.cpus = 4;
-  expected.memory = {.size_bytes = 2 * kGiB, .backing = MemoryBacking::kHugetlb, .thp = false};
+  expected.memory = {.size_bytes = 2 * kGiB,
+                     .backing = MemoryBacking::kHugetlb,
+                     .thp = false,
+                     .automatic = true,
+                     .policy = MemoryPolicy::kLazy,
+                     .forget = false,
+                     .forget_ms_max = 250,
+                     .isolated_max = 32 * kMiB,
+                     .pool_max = 100 * kMiB,
+                     .scrub = ScrubTime::kMap,
+                     .weight = 300,
+                     .floor_bytes = 512 * kMiB};
+  expected.balloon = {.deflate_on_oom = false,
+                      .free_page_reporting = false,
+                      .free_page_hinting = false,
+                      .statistics = false};
   expected.boot = {.kernel = "/abs/vmlinuz",
                    .initrd = "dir/sub/initrd.img",
                    .cmdline = "console=ttyS0 quiet",
@@ -187,6 +220,34 @@ TEST(Config, keys_that_contradict_each_other_are_refused) {
               HasSubstr("multiple of 2M"));
   EXPECT_THAT(error_of(std::string(kKernel) + "[check]\nexit = \"reboot\"\n"),
               HasSubstr("set boot.on_reboot = \"exit\" too"));
+}
+
+TEST(Config, memory_keys_that_contradict_each_other_are_refused) {
+  const auto memory = [](const char* keys) {
+    return error_of(fmt::format("{}[memory]\n{}\n", kKernel, keys));
+  };
+  EXPECT_THAT(memory("policy = \"lazy\""), HasSubstr("set memory.forget = false too"));
+  EXPECT_EQ(memory("policy = \"lazy\"\nforget = false"), "0 errors: ");
+  EXPECT_THAT(memory("policy = \"pool\"\nbacking = \"shared\""),
+              HasSubstr("with memory.backing = \"anonymous\" only"));
+  EXPECT_THAT(memory("size = \"64M\"\nfloor = \"65M\""),
+              HasSubstr("it must be at most memory.size = 64M"));
+  EXPECT_THAT(memory("size = \"64M\"\npool_max = \"1G\""),
+              HasSubstr("it must be at most memory.size = 64M"));
+  EXPECT_THAT(memory("auto = true\n[balloon]\nenabled = false"),
+              HasSubstr("set balloon.enabled = true, or memory.auto = false"));
+}
+
+TEST(Config, the_pool_is_a_quarter_of_the_memory_but_no_more_than_512_mib) {
+  MemoryConfig memory;
+  memory.size_bytes = 20 * kMiB;
+  EXPECT_EQ(memory.pool_bytes_max(), 4 * kMiB);  // 5 MiB, in whole huge pages
+  memory.size_bytes = 64 * kGiB;
+  EXPECT_EQ(memory.pool_bytes_max(), 512 * kMiB);
+  memory.pool_max = 3 * kMiB;
+  EXPECT_EQ(memory.pool_bytes_max(), 2 * kMiB);
+  memory.pool_max = 0;
+  EXPECT_EQ(memory.pool_bytes_max(), 0u);
 }
 
 TEST(Config, disks_are_limited) {
