@@ -51,7 +51,6 @@ BlockIo::BlockIo(EventLoop& loop, DiskFile& disk, BlockGeometry geometry, BlockI
       x_counters(counters),
       x_ring(std::move(ring)),
       x_timer(loop.make_timer([this] { release_held(); })),
-      x_again(loop.make_timer([this] { pump(); })),
       x_requests(x_options.iops_max),
       x_bytes(x_options.bandwidth_max),
       x_queues(queues) {}
@@ -148,8 +147,9 @@ void BlockIo::pump() {
     }
     x_ring->disarm();
   }
-  // A timer and not a posted call, since it ends with this object.
-  x_again->start(std::chrono::nanoseconds(0));
+  // Wakes itself: the loop serves whatever else is ready, then comes back here. Not a posted call,
+  // which could outlive this object; and a timer that is due at once takes some 30 us.
+  x_ring->event().signal();
 }
 
 // Spinning pays off where work comes soon after it ran out: with a guest that keeps its queue busy,

@@ -113,7 +113,6 @@ class BlockIo {
   std::unique_ptr<IoRing> x_ring;
   std::unique_ptr<EventLoop::Watch> x_ring_watch;
   std::unique_ptr<EventLoop::Timer> x_timer;  // for x_held
-  std::unique_ptr<EventLoop::Timer> x_again;  // the rest of a pump that others interrupt
   BouncePool x_bounce;
   BlockRequest* x_bounce_first = nullptr;  // requests that wait for a buffer, in order
   BlockRequest* x_bounce_last = nullptr;
