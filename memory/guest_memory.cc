@@ -53,14 +53,6 @@ Unexpected mapping_error(uint64_t size, MemoryBacking backing, int error) {
 
 }  // namespace
 
-const MemoryRegion* MemoryMap::find(GuestAddr address, uint64_t length) const {
-  // A handful of regions: a scan beats a binary search.
-  for (const MemoryRegion& region : regions) {
-    if (region.contains(address, length)) return &region;
-  }
-  return nullptr;
-}
-
 struct GuestMemory::Mapping {
   Mapping(uint8_t* at, uint64_t bytes, UniqueFd file)
       : host(at), size(bytes), fd(std::move(file)) {}

@@ -66,7 +66,13 @@ struct MemoryRegion {
 struct MemoryMap {
   std::vector<MemoryRegion> regions;
   // The region that holds the whole range, or none.
-  [[nodiscard]] const MemoryRegion* find(GuestAddr address, uint64_t length) const;
+  [[nodiscard]] const MemoryRegion* find(GuestAddr address, uint64_t length) const {
+    // A handful of regions: a scan beats a binary search.
+    for (const MemoryRegion& region : regions) {
+      if (region.contains(address, length)) return &region;
+    }
+    return nullptr;
+  }
   // See GuestMemory::slice().
   [[nodiscard]] std::optional<IoSlice> slice(GuestAddr address, uint64_t length) const {
     const MemoryRegion* const region = find(address, length);

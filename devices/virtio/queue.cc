@@ -174,7 +174,7 @@ void Queue::prefetch_descriptors(uint16_t count) const {
   }
 }
 
-std::optional<Chain> Queue::pop() {
+std::optional<Chain> Queue::pop(const MemoryMap& map) {
   if (x_broken) return std::nullopt;
   if (x_next_avail == x_avail_index && !fetch_avail_index()) return std::nullopt;
   const uint16_t head =
@@ -187,7 +187,7 @@ std::optional<Chain> Queue::pop() {
     fail("a chain was made available again before it was used");
     return std::nullopt;
   }
-  if (!walk(head)) return std::nullopt;
+  if (!walk(map, head)) return std::nullopt;
   ++x_next_avail;
   ++x_in_flight;
   x_head_in_flight[head] = true;
@@ -203,15 +203,14 @@ struct Queue::Walk {
   uint16_t head;
   bool indirect = false;
   uint32_t buffers = 0;  // descriptors that describe buffers, empty ones too
+  uint64_t readable_bytes = 0;
+  uint64_t writable_bytes = 0;
+  uint16_t readable_count = 0;
+  uint16_t count = 0;
 };
 
-bool Queue::walk(uint16_t head) {
-  // One guard for all lookups of a chain.
-  const GuestMemory::MapGuard map = x_memory.map();
-  Walk walk{.map = *map, .table = x_desc, .table_size = x_size, .head = head};
-  Slot& slot = x_slots[head];
-  slot.readable_bytes = slot.writable_bytes = 0;
-  slot.readable_count = slot.count = 0;
+bool Queue::walk(const MemoryMap& map, uint16_t head) {
+  Walk walk{.map = map, .table = x_desc, .table_size = x_size, .head = head};
   uint32_t index = head;
   for (;;) {
     if (index >= walk.table_size) return fail("a descriptor's next lies outside its table");
@@ -224,9 +223,15 @@ bool Queue::walk(uint16_t head) {
     // This is also what ends a loop: 2.7.5.3.1 allows no chain longer than the queue.
     if (++walk.buffers > x_size) return fail("a chain is longer than the queue");
     if (!take_buffer(walk, desc)) return false;
-    if ((desc.flags & VRING_DESC_F_NEXT) == 0) return true;
+    if ((desc.flags & VRING_DESC_F_NEXT) == 0) break;
     index = desc.next;
   }
+  Slot& slot = x_slots[head];
+  slot.readable_bytes = walk.readable_bytes;
+  slot.writable_bytes = walk.writable_bytes;
+  slot.readable_count = walk.readable_count;
+  slot.count = walk.count;
+  return true;
 }
 
 // 2.7.5.3: an indirect descriptor ends the chain in the main table and goes on in a table of its
@@ -247,31 +252,36 @@ bool Queue::enter_indirect(Walk& walk, const vring_desc& desc) {
   return true;
 }
 
-bool Queue::take_buffer(Walk& walk, const vring_desc& desc) {
-  Slot& slot = x_slots[walk.head];
+inline bool Queue::take_buffer(Walk& walk, const vring_desc& desc) {
   const bool writable = (desc.flags & VRING_DESC_F_WRITE) != 0;
-  if (!writable && slot.count > slot.readable_count)
+  if (!writable && walk.count > walk.readable_count)
     return fail("a readable descriptor follows a writable one");
   if (desc.len == 0) return true;
-  if (slot.readable_bytes + slot.writable_bytes + desc.len > kChainBytesMax)
+  if (walk.readable_bytes + walk.writable_bytes + desc.len > kChainBytesMax)
     return fail("a chain describes more than 4 GiB");
   const auto slice = walk.map.slice(GuestAddr{desc.addr}, desc.len);
   if (!slice) return fail("a buffer lies outside guest memory");
-  next_slice(walk.head, slot.count) = *slice;
-  ++slot.count;
+  next_slice(walk.head, walk.count) = *slice;
+  ++walk.count;
   if (writable) {
-    slot.writable_bytes += desc.len;
+    walk.writable_bytes += desc.len;
   } else {
-    ++slot.readable_count;
-    slot.readable_bytes += desc.len;
+    ++walk.readable_count;
+    walk.readable_bytes += desc.len;
   }
   return true;
 }
 
 // Room for one more slice behind the first `used` ones.
-IoSlice& Queue::next_slice(uint16_t head, uint16_t used) {
+inline IoSlice& Queue::next_slice(uint16_t head, uint16_t used) {
+  if (used < kInlineSlices) [[likely]]
+    return x_slots[head].slices[used];
+  return next_long_slice(head, used);
+}
+
+// The same beyond the slot.
+IoSlice& Queue::next_long_slice(uint16_t head, uint16_t used) {
   Slot& slot = x_slots[head];
-  if (used < kInlineSlices) return slot.slices[used];
   LongSlices& overflow = x_long_slices[head];
   if (used >= overflow.capacity) {
     // At most x_size: walk() has bounded the chain.

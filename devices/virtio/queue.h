@@ -14,9 +14,11 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <span>
+#include <type_traits>
 #include <utility>
 
 #include "base/assert.h"
@@ -74,6 +76,21 @@ class Chain {
 
   // Copies out of the readable part from byte `offset`; returns the bytes copied (less at its end).
   size_t copy_from_readable(uint64_t offset, std::span<uint8_t> to) const;
+  // Copies the T that the readable part starts with; false if that is shorter.
+  template <typename T>
+    requires std::is_trivially_copyable_v<T>
+  [[nodiscard]] bool copy_front(T& to) const {
+    // SAFETY: T is trivially copyable, and the span covers exactly the object.
+    const std::span<uint8_t> bytes{reinterpret_cast<uint8_t*>(&to), sizeof to};
+    const std::span<const IoSlice> slices = readable();
+    if (slices.empty() || slices.front().size < sizeof to) [[unlikely]]
+      return copy_from_readable(0, bytes) == sizeof to;
+    std::memcpy(bytes.data(), slices.front().data, sizeof to);
+    // SAFETY: the empty asm makes the copy opaque, so the compiler can't read guest memory a second
+    // time in its place.
+    asm("" : "+m"(to));
+    return true;
+  }
   // Copies into the writable part at byte `offset`; returns the bytes copied.
   size_t copy_to_writable(uint64_t offset, std::span<const uint8_t> from) const;
 
@@ -108,7 +125,10 @@ class alignas(128) Queue {
   Queue& operator=(const Queue&) = delete;
 
   // The next available chain. Nothing: the ring is empty, or the queue is broken (look).
-  [[nodiscard]] std::optional<Chain> pop();
+  [[nodiscard]] std::optional<Chain> pop() { return pop(*map()); }
+  // For several in a row, under one guard.
+  [[nodiscard]] GuestMemory::MapGuard map() const { return x_memory.map(); }
+  [[nodiscard]] std::optional<Chain> pop(const MemoryMap& map);
   [[nodiscard]] bool broken() const { return x_broken; }
   // Why, for the log; empty if not broken.
   [[nodiscard]] const char* broken_reason() const { return x_broken_reason; }
@@ -128,12 +148,13 @@ class alignas(128) Queue {
  private:
   friend class Chain;
 
-  // A chain in flight. Trivial, so that the array of them costs no memory until it is used.
-  struct Slot {
-    uint64_t readable_bytes;
-    uint64_t writable_bytes;
-    uint16_t readable_count;
-    uint16_t count;
+  // A chain in flight. Trivial, so that the array of them costs no memory until it is used. All of
+  // a chain of three slices, as a block read has, is in one cache line.
+  struct alignas(64) Slot {
+    uint64_t readable_bytes : 48;
+    uint64_t readable_count : 16;
+    uint64_t writable_bytes : 48;
+    uint64_t count : 16;
     std::array<IoSlice, kInlineSlices> slices;
   };
   // Where chains longer than kInlineSlices have all their slices; kept for the next one.
@@ -146,10 +167,11 @@ class alignas(128) Queue {
   Queue(const GuestMemory& memory, uint64_t features, Interrupt& interrupt,
         QueueCounters& counters);
 
-  bool walk(uint16_t head);
+  bool walk(const MemoryMap& map, uint16_t head);
   bool enter_indirect(Walk& walk, const vring_desc& desc);
   bool take_buffer(Walk& walk, const vring_desc& desc);
-  IoSlice& next_slice(uint16_t head, uint16_t count);
+  IoSlice& next_slice(uint16_t head, uint16_t used);
+  IoSlice& next_long_slice(uint16_t head, uint16_t used);
   bool fail(const char* reason);
   bool fetch_avail_index();
   void prefetch_descriptors(uint16_t count) const;

@@ -192,11 +192,14 @@ bool BlockIo::take(uint16_t index) {
   std::array<std::optional<Chain>, kBatch> chains;
   const size_t batch_max = limited() ? 1 : kBatch;
   size_t count = 0;
-  while (count < batch_max) {
-    chains[count] = live.queue->pop();
-    if (!chains[count]) break;
-    prefetch(*chains[count]);
-    ++count;
+  {
+    const GuestMemory::MapGuard map = live.queue->map();
+    while (count < batch_max) {
+      chains[count] = live.queue->pop(*map);
+      if (!chains[count]) break;
+      prefetch(*chains[count]);
+      ++count;
+    }
   }
   if (live.queue->broken()) {
     live.reported = true;

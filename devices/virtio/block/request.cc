@@ -29,11 +29,9 @@ BlockRequest::Verdict BlockRequest::begin(Chain chain, const BlockGeometry& geom
   retries = 0;
   status = VIRTIO_BLK_S_IOERR;
   virtio_blk_outhdr header;
-  // SAFETY: the header is trivially copyable, and this is its size.
-  const size_t copied =
-      x_chain->copy_from_readable(0, {reinterpret_cast<uint8_t*>(&header), sizeof header});
-  x_type = copied == sizeof header ? header.type : ~uint32_t{0};
-  if (copied < sizeof header || x_chain->writable_bytes() == 0) return Verdict::kMalformed;
+  const bool whole = x_chain->copy_front(header);
+  x_type = whole ? header.type : ~uint32_t{0};
+  if (!whole || x_chain->writable_bytes() == 0) return Verdict::kMalformed;
   x_sector = header.sector;
   switch (x_type) {
     case VIRTIO_BLK_T_IN:
@@ -75,7 +73,7 @@ BlockRequest::Verdict BlockRequest::begin_range(const BlockGeometry& geometry, u
   virtio_blk_discard_write_zeroes range;
   // One range, as max_discard_seg and max_write_zeroes_seg say.
   if (x_chain->readable_bytes() != kBlockHeaderBytes + kRangeBytes) return Verdict::kMalformed;
-  // SAFETY: as for the header.
+  // SAFETY: the range is trivially copyable, and this is its size.
   (void)x_chain->copy_from_readable(kBlockHeaderBytes,
                                     {reinterpret_cast<uint8_t*>(&range), sizeof range});
   if (geometry.read_only) return Verdict::kAnswer;
