@@ -162,6 +162,13 @@ bool Queue::fetch_avail_index() {
   return pending != 0;
 }
 
+void Queue::look_ahead() {
+  if (x_broken) return;
+  // SAFETY: only a hint; create() checked the ring, to its event word.
+  __builtin_prefetch(&x_avail[kAvailRing + x_size]);
+  if (x_next_avail == x_avail_index) (void)fetch_avail_index();
+}
+
 // The driver's processor has the descriptors' lines: fetching those of a batch at once takes little
 // longer than fetching one. Nothing but a hint: pop() looks at the entries again.
 void Queue::prefetch_descriptors(uint16_t count) const {

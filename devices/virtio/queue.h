@@ -129,6 +129,9 @@ class alignas(128) Queue {
   // For several in a row, under one guard.
   [[nodiscard]] GuestMemory::MapGuard map() const { return x_memory.map(); }
   [[nodiscard]] std::optional<Chain> pop(const MemoryMap& map);
+  // Has the processor fetch what the next pop()s and interrupt_if_needed() will read, so that it
+  // comes while the caller does something else. Never needed; may find the queue broken.
+  void look_ahead();
   [[nodiscard]] bool broken() const { return x_broken; }
   // Why, for the log; empty if not broken.
   [[nodiscard]] const char* broken_reason() const { return x_broken_reason; }

@@ -138,6 +138,9 @@ void BlockIo::pump() {
   for (unsigned round = 0; round < kRoundsMax; ++round) {
     const bool took = take_available();
     x_ring->submit();
+    for (LiveQueue& live : x_queues) {
+      if (live.queue) live.queue->look_ahead();  // comes while the completions are looked at
+    }
     const bool reaped = reap() > 0;
     end_round();
     if (took || reaped || found_by_spinning() || want_kicks()) continue;
