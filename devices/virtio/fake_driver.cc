@@ -4,6 +4,7 @@
 
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "base/assert.h"
 
@@ -55,19 +56,26 @@ GuestAddr GuestHeap::put(std::span<const uint8_t> content, uint64_t alignment) {
 FakeInterrupt::FakeInterrupt() : x_event(EventFd::create().value()) {}
 
 void FakeInterrupt::signal() {
+  // SAFETY: store-load order with wait_until(), by sequential consistency: the count is raised,
+  // then the sleeper looked for; it says that it sleeps, then looks at the count.
   x_count.fetch_add(1);
-  x_event.signal();
+  if (x_sleeping.load()) x_event.signal();
 }
 
 bool FakeInterrupt::wait_until(Deadline deadline) {
   for (;;) {
-    if (x_event.take() != 0) return true;
+    x_sleeping.store(true);
+    const uint64_t count = x_count.load();
     const auto left = deadline - std::chrono::steady_clock::now();
-    if (left <= left.zero()) return false;
+    if (count != x_seen || left <= left.zero()) {
+      x_sleeping.store(false);
+      return std::exchange(x_seen, count) != count;
+    }
     const auto ns = std::chrono::duration_cast<std::chrono::nanoseconds>(left).count();
     const timespec timeout{.tv_sec = ns / 1'000'000'000, .tv_nsec = ns % 1'000'000'000};
     pollfd poll_fd{.fd = x_event.fd(), .events = POLLIN, .revents = 0};
     (void)::ppoll(&poll_fd, 1, &timeout, nullptr);
+    (void)x_event.take();  // perhaps of a signal that was seen without sleeping: then once more
   }
 }
 

@@ -42,7 +42,8 @@ class GuestHeap {
   uint64_t x_end;
 };
 
-// An interrupt that counts, and that a test can wait for.
+// An interrupt that counts, and that a test can wait for: asleep, or, as a vCPU that is running,
+// awake, by looking at the count. The sender pays for a wake-up only if there is one to be done.
 class FakeInterrupt : public Interrupt {
  public:
   FakeInterrupt();
@@ -52,8 +53,10 @@ class FakeInterrupt : public Interrupt {
   [[nodiscard]] bool wait_until(Deadline deadline);
 
  private:
-  EventFd x_event;
-  std::atomic<uint64_t> x_count{0};
+  EventFd x_event;      // signalled only for a sleeper
+  uint64_t x_seen = 0;  // the count when wait_until() last returned true
+  alignas(128) std::atomic<uint64_t> x_count{0};
+  std::atomic<bool> x_sleeping{false};
 };
 
 // One descriptor's worth of guest memory.
