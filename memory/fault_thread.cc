@@ -1,0 +1,216 @@
+#include "memory/fault_thread.h"
+
+#include <poll.h>
+#include <pthread.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+
+#include "base/log.h"
+#include "memory/return_pipeline.h"
+
+namespace lethe {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+constexpr uint64_t kPageBytes = 4096;
+constexpr size_t kFaultsAtOnce = 16;
+constexpr milliseconds kTrimAgain{5};  // when a worker had in hand what should go
+
+void add(std::atomic<uint64_t>& counter, uint64_t value) {
+  counter.fetch_add(value, std::memory_order_relaxed);
+}
+
+}  // namespace
+
+std::unique_ptr<FaultThread> FaultThread::start(const World& world, milliseconds forget_max) {
+  auto event = EventFd::create();
+  if (!event) return nullptr;
+  std::unique_ptr<FaultThread> result(new FaultThread(world, forget_max, std::move(*event)));
+  try {
+    result->x_thread = std::thread([self = result.get()] { self->run(); });
+  } catch (const std::system_error&) {
+    return nullptr;
+  }
+  return result;
+}
+
+FaultThread::FaultThread(const World& world, milliseconds forget_max, EventFd event)
+    : x_world(world), x_forget_max(forget_max), x_event(std::move(event)) {}
+
+FaultThread::~FaultThread() {
+  if (!x_thread.joinable()) return;
+  x_stop.store(true, std::memory_order_release);
+  x_event.signal();
+  x_thread.join();
+}
+
+// With the exchange in tick(): whoever makes a chunk dirty finds the timer running, or starts it; a
+// timer that is about to stop sees the chunk, because its exchange reads what ours wrote.
+void FaultThread::arm() {
+  if (!x_armed.exchange(true, std::memory_order_acq_rel)) x_event.signal();
+}
+
+void FaultThread::hurry() {
+  x_hurry.store(true, std::memory_order_release);
+  x_armed.store(true, std::memory_order_release);
+  x_event.signal();
+}
+
+void FaultThread::run() {
+  ::pthread_setname_np(::pthread_self(), "fault");
+  const milliseconds period = std::clamp(x_forget_max / 16, milliseconds(1), milliseconds(1000));
+  auto next_tick = steady_clock::now() + period;
+  while (!x_stop.load(std::memory_order_acquire)) {
+    const auto now = steady_clock::now();
+    const bool armed = x_armed.load(std::memory_order_relaxed);
+    if (x_hurry.exchange(false, std::memory_order_acquire) || (armed && now >= next_tick)) {
+      next_tick = now + (tick() ? period : std::min(period, kTrimAgain));
+      continue;
+    }
+    int wait_ms = -1;
+    if (armed) wait_ms = static_cast<int>(std::chrono::ceil<milliseconds>(next_tick - now).count());
+    pollfd ready[2] = {{.fd = x_world.userfault.fd(), .events = POLLIN, .revents = 0},
+                       {.fd = x_event.fd(), .events = POLLIN, .revents = 0}};
+    if (::poll(ready, 2, wait_ms) <= 0) continue;
+    if ((ready[1].revents & POLLIN) != 0) {
+      (void)x_event.take();
+      // Newly armed: a time that was set before the timer last stopped is long past.
+      if (!armed) next_tick = steady_clock::now() + period;
+    }
+    if ((ready[0].revents & POLLIN) != 0) serve();
+  }
+}
+
+bool FaultThread::tick() {
+  const bool small_enough = x_world.store.trim(x_world.bytes_max.load(std::memory_order_relaxed));
+  x_world.store.expire(steady_clock::now() - x_forget_max / 2);
+  if (!small_enough || x_world.store.any_dirty()) return small_enough;
+  (void)x_armed.exchange(false, std::memory_order_acq_rel);
+  if (x_world.store.any_dirty()) x_armed.store(true, std::memory_order_relaxed);
+  return true;
+}
+
+void FaultThread::serve() {
+  std::array<Fault, kFaultsAtOnce> faults;
+  const size_t count = x_world.userfault.read_faults(faults);
+  const auto read = steady_clock::now();
+  for (size_t i = 0; i < count; ++i) {
+    answer(faults[i]);
+    x_world.counters.refault.add(steady_clock::now() - read);
+  }
+}
+
+void FaultThread::answer(const Fault& fault) {
+  const auto chunk = x_world.guest.chunk_at(fault.page);
+  // Only this thread makes pages in guest memory: what is a hole now stays one until it is filled
+  // below. Should it not be watched any more, the kernel refuses to fill what is there.
+  if (chunk && x_world.pages.is_hole(x_world.guest.host(*chunk)) && give_chunk(*chunk)) {
+    give_neighbours(*chunk);
+    return;
+  }
+  fill_small(fault);
+}
+
+bool FaultThread::give_chunk(size_t chunk) {
+  uint8_t* const host = x_world.guest.host(chunk);
+  const uint32_t poison = x_world.poison.load(std::memory_order_acquire);
+  uint32_t value = 0;
+  bool never_there = false;
+  if (poison != 0) {
+    const auto there = x_world.guest.was_there(host, kChunkBytes);
+    if (there == GuestChunks::There::kSome) return false;
+    never_there = there == GuestChunks::There::kNone;
+    value = never_there ? 0 : poison;
+  }
+  x_world.guest.set_taken(chunk, false);
+  if (!never_there && x_world.store.give_kept(host, value)) {
+    add(x_world.counters.by_pool, 1);
+  } else if (x_world.store.give_fresh(host, value)) {
+    add(x_world.counters.by_fresh, 1);
+  } else {
+    return false;
+  }
+  x_world.guest.set_there(host, kChunkBytes);
+  return true;
+}
+
+void FaultThread::give_neighbours(size_t chunk) {
+  auto stream = std::find_if(x_streams.begin(), x_streams.end(),
+                             [&](const Stream& s) { return s.next == chunk; });
+  if (stream == x_streams.end()) {
+    stream = x_streams.begin() + static_cast<ptrdiff_t>(x_oldest_stream);
+    x_oldest_stream = (x_oldest_stream + 1) % x_streams.size();
+    stream->window = 1;
+  } else {
+    stream->window = std::min(stream->window * 2, kNeighboursMax);
+  }
+  const uint32_t poison = x_world.poison.load(std::memory_order_acquire);
+  size_t next = chunk + 1;
+  for (; next < chunk + stream->window; ++next) {
+    if (!x_world.guest.same_region(chunk, next) || !x_world.guest.taken(next)) break;
+    uint8_t* const host = x_world.guest.host(next);
+    if (poison != 0 && x_world.guest.was_there(host, kChunkBytes) != GuestChunks::There::kAll)
+      break;
+    if (!x_world.pages.is_hole(host) || !x_world.store.give_clean(host, poison)) break;
+    x_world.guest.set_taken(next, false);
+    x_world.guest.set_there(host, kChunkBytes);
+    add(x_world.counters.by_neighbour, 1);
+  }
+  stream->next = next;
+}
+
+void FaultThread::fill_small(const Fault& fault) {
+  const int error = fill_page(fault);
+  if (error == 0) {
+    add(x_world.counters.small_bytes, kPageBytes);
+    x_world.guest.set_there(fault.page, kPageBytes);
+    if (x_world.poison.load(std::memory_order_acquire) == 0) fill_around(fault.page);
+    return;
+  }
+  // EEXIST: an earlier answer has filled it. ENOENT: not watched any more. Else the host has no
+  // memory, or the address space is changing: the guest tries again.
+  if (error != EEXIST && error != ENOENT) {
+    add(x_world.counters.stalls, 1);
+    LETHE_LOG_LIMITED(LogModule::kMemory, "cannot fill a page of guest memory: {}; trying again",
+                      errno_text(error));
+    std::this_thread::sleep_for(kStall);
+  }
+  x_world.userfault.wake(fault.page, kPageBytes);
+}
+
+int FaultThread::fill_page(const Fault& fault) {
+  const uint32_t poison = x_world.poison.load(std::memory_order_acquire);
+  const Userfault& userfault = x_world.userfault;
+  // SAFETY (casts): a page of words, read as bytes.
+  if (poison != 0 && x_world.guest.was_there(fault.page, kPageBytes) == GuestChunks::There::kAll) {
+    if (x_pattern->words[0] != poison) x_pattern->words.fill(poison);
+    return userfault.fill_copy(fault.page, reinterpret_cast<uint8_t*>(x_pattern.get()), kPageBytes);
+  }
+  uint64_t done = 0;
+  if (fault.write) {
+    const int error =
+        userfault.fill_copy(fault.page, reinterpret_cast<uint8_t*>(x_zero.get()), kPageBytes);
+    if (error != ENOMEM) return error;
+  }
+  // The zero page needs no memory; a write to it is then between the guest and the kernel.
+  return userfault.fill_zero(fault.page, kPageBytes, done);
+}
+
+void FaultThread::fill_around(uint8_t* page) {
+  const GuestChunks::Region* const region = x_world.guest.find(page);
+  if (region == nullptr) return;
+  uint8_t* const next = page + kPageBytes;
+  const uint64_t in_chunk =
+      (kChunkBytes - reinterpret_cast<uintptr_t>(next) % kChunkBytes) % kChunkBytes;
+  const auto in_region = static_cast<uint64_t>(region->host + region->size - next);
+  const uint64_t size = std::min({in_chunk, in_region, (kAroundPages - 1) * kPageBytes});
+  uint64_t done = 0;
+  if (size > 0) (void)x_world.userfault.fill_zero(next, size, done);
+  add(x_world.counters.small_bytes, done);
+}
+
+}  // namespace lethe

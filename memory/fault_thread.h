@@ -1,0 +1,95 @@
+// The thread that answers userfaults: the guest, or the host on its behalf, touched memory that is
+// not there.
+//
+// It never touches guest memory itself and never waits for a thread that does, takes no lock, and
+// reads and writes nothing but its own memory: so whoever waits for it gets an answer.
+//
+// - A chunk with no page at all gets a clean one of the pool's, else a dirty one scrubbed here and
+//   now, else a fresh one. With it go neighbours: while a guest walks through memory it gave back,
+//   twice as many chunks each time, up to kNeighboursMax; a move costs 1 us, a wake-up 100.
+// - A page missing between others is filled alone, with up to kAroundPages after it (the kernel's
+//   zero page, which costs no memory).
+// - No memory on the host: the fault is let run into the next try after kStall; nobody waits longer
+//   than the host's shortage lasts.
+//
+// The same thread is the timer that keeps the promise to forget: it discards chunks that stay dirty
+// for half of forget_max, because workers at idle priority may get no time at all.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <thread>
+
+#include "base/event_fd.h"
+#include "memory/chunk_store.h"
+#include "memory/guest_chunks.h"
+#include "memory/page_map.h"
+#include "memory/userfault.h"
+
+namespace lethe {
+
+inline constexpr size_t kNeighboursMax = 32;  // chunks given with one fault, its own included
+inline constexpr uint64_t kAroundPages = 16;  // 4 KiB pages
+inline constexpr std::chrono::milliseconds kStall{1};
+
+class FaultThread {
+ public:
+  // All of it must outlive the thread.
+  struct World {
+    const Userfault& userfault;
+    const PageMap& pages;
+    GuestChunks& guest;
+    ChunkStore& store;
+    PoolCounters& counters;
+    const std::atomic<uint64_t>& bytes_max;
+    // What returned memory reads as; not 0 only once guest.remember_pages() is done.
+    const std::atomic<uint32_t>& poison;
+  };
+  // Starts the thread. Nothing if the process is out of descriptors or threads.
+  [[nodiscard]] static std::unique_ptr<FaultThread> start(const World& world,
+                                                          std::chrono::milliseconds forget_max);
+  ~FaultThread();
+  // Makes the timer run: there is a dirty chunk. Any thread.
+  void arm();
+  // Makes it run now: the pool holds more than it may. Any thread.
+  void hurry();
+
+ private:
+  FaultThread(const World& world, std::chrono::milliseconds forget_max, EventFd event);
+  void run();
+  // False: the pool still holds too much.
+  bool tick();
+  void serve();
+  void answer(const Fault& fault);
+  [[nodiscard]] bool give_chunk(size_t chunk);
+  void give_neighbours(size_t chunk);
+  void fill_small(const Fault& fault);
+  [[nodiscard]] int fill_page(const Fault& fault);
+  void fill_around(uint8_t* page);
+
+  World x_world;
+  std::chrono::milliseconds x_forget_max;
+  EventFd x_event;
+  std::atomic<bool> x_armed{false};
+  std::atomic<bool> x_hurry{false};
+  std::atomic<bool> x_stop{false};
+
+  // Walks through memory: the chunk each would touch next, and how many it got last time.
+  struct Stream {
+    size_t next = SIZE_MAX;
+    size_t window = 1;
+  };
+  std::array<Stream, 4> x_streams;
+  size_t x_oldest_stream = 0;
+  // A page of zeros and one of the poison value.
+  struct alignas(4096) Page {
+    std::array<uint32_t, 1024> words{};
+  };
+  std::unique_ptr<Page> x_zero = std::make_unique<Page>();
+  std::unique_ptr<Page> x_pattern = std::make_unique<Page>();
+
+  std::thread x_thread;
+};
+
+}  // namespace lethe

@@ -1,0 +1,122 @@
+#include "memory/page_map.h"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+
+#include "memory/return_pipeline.h"
+
+namespace lethe {
+namespace {
+
+// Linux 6.7's UAPI; Debian 12's headers are older. include/uapi/linux/fs.h
+struct PageRegion {
+  uint64_t start;
+  uint64_t end;
+  uint64_t categories;
+};
+struct PmScanArg {
+  uint64_t size;
+  uint64_t flags;
+  uint64_t start;
+  uint64_t end;
+  uint64_t walk_end;
+  uint64_t vec;
+  uint64_t vec_len;
+  uint64_t max_pages;
+  uint64_t category_inverted;
+  uint64_t category_mask;
+  uint64_t category_anyof_mask;
+  uint64_t return_mask;
+};
+constexpr unsigned long kPagemapScan = _IOWR('f', 16, PmScanArg);
+constexpr uint64_t kIsPresent = 1 << 3;
+constexpr uint64_t kIsSwapped = 1 << 4;
+constexpr uint64_t kIsPfnZero = 1 << 5;
+constexpr uint64_t kIsHuge = 1 << 6;
+
+// An entry of /proc/self/pagemap.
+constexpr uint64_t kEntrySwapped = uint64_t{1} << 62;
+constexpr uint64_t kEntryPresent = uint64_t{1} << 63;
+
+constexpr uint64_t kPageBytes = 4096;
+constexpr uint32_t kPages = kChunkBytes / kPageBytes;
+
+uint64_t address(const uint8_t* at) { return reinterpret_cast<uintptr_t>(at); }
+
+}  // namespace
+
+PageMap::PageMap(UniqueFd fd) : x_fd(std::move(fd)) {
+  bool whole = false;
+  x_can_scan = scan(nullptr, 0, 0, kIsPresent, whole) >= 0;
+}
+
+std::unique_ptr<PageMap> PageMap::open() {
+  UniqueFd fd(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) return nullptr;
+  return std::unique_ptr<PageMap>(new PageMap(std::move(fd)));
+}
+
+// How many runs (one at most is looked for) of such pages the chunk has; negative: not supported.
+int PageMap::scan(const uint8_t* chunk, uint64_t inverted, uint64_t all, uint64_t any,
+                  bool& whole) const {
+  PageRegion run{};
+  PmScanArg arg{};
+  arg.size = sizeof arg;
+  arg.start = address(chunk);
+  arg.end = address(chunk) + kChunkBytes;
+  arg.vec = reinterpret_cast<uintptr_t>(&run);
+  arg.vec_len = 1;
+  arg.category_inverted = inverted;
+  arg.category_mask = all;
+  arg.category_anyof_mask = any;
+  arg.return_mask = all | any;
+  const int count = ::ioctl(x_fd.get(), kPagemapScan, &arg);
+  whole = count == 1 && run.start == arg.start && run.end == arg.end;
+  return count;
+}
+
+bool PageMap::is_hole(const uint8_t* chunk) const {
+  if (x_can_scan) {
+    bool whole = false;
+    return scan(chunk, 0, 0, kIsPresent | kIsSwapped, whole) == 0;
+  }
+  uint64_t bits[8];
+  if (!read_pages(chunk, kPages, bits)) return false;
+  for (const uint64_t word : bits)
+    if (word != 0) return false;
+  return true;
+}
+
+bool PageMap::is_full(const uint8_t* chunk) const {
+  uint64_t bits[8];
+  if (!read_pages(chunk, kPages, bits)) return false;
+  for (const uint64_t word : bits)
+    if (word != ~uint64_t{0}) return false;
+  return true;
+}
+
+std::optional<bool> PageMap::is_huge(const uint8_t* chunk) const {
+  if (!x_can_scan) return std::nullopt;
+  bool whole = false;
+  (void)scan(chunk, kIsPfnZero, kIsPresent | kIsHuge | kIsPfnZero, 0, whole);
+  return whole;
+}
+
+bool PageMap::read_pages(const uint8_t* at, uint32_t pages, uint64_t (&bits)[8]) const {
+  std::array<uint64_t, kPages> entries;
+  for (uint64_t& word : bits) word = 0;
+  const size_t bytes = pages * sizeof(uint64_t);
+  const auto offset = static_cast<off_t>(address(at) / kPageBytes * sizeof(uint64_t));
+  if (pages > kPages ||
+      ::pread(x_fd.get(), entries.data(), bytes, offset) != static_cast<ssize_t>(bytes))
+    return false;
+  for (uint32_t i = 0; i < pages; ++i)
+    if ((entries[i] & (kEntryPresent | kEntrySwapped)) != 0) bits[i / 64] |= uint64_t{1} << i % 64;
+  return true;
+}
+
+}  // namespace lethe
