@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "base/assert.h"
+#include "base/event_loop_asio.h"
 #include "base/mutex.h"
 #include "base/unique_fd.h"
 
@@ -178,6 +179,8 @@ Result<std::unique_ptr<EventLoop::Watch>> EventLoop::watch_signals(
   state->arm();
   return std::make_unique<SignalWatch>(std::move(state));
 }
+
+asio::io_context& asio_context(EventLoop& loop) { return loop.x_impl->context; }
 
 void EventLoop::post(Callback work) { asio::post(x_impl->context, std::move(work)); }
 

@@ -11,6 +11,10 @@
 
 #include "base/result.h"
 
+namespace boost::asio {
+class io_context;
+}
+
 namespace lethe {
 
 class EventLoop {
@@ -55,6 +59,7 @@ class EventLoop {
   void stop();
 
  private:
+  friend boost::asio::io_context& asio_context(EventLoop& loop);  // base/event_loop_asio.h
   struct Impl;
   std::unique_ptr<Impl> x_impl;
 };

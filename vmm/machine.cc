@@ -7,6 +7,7 @@
 
 #include "base/assert.h"
 #include "base/log.h"
+#include "base/metrics.h"
 #include "devices/legacy/acpi_power/acpi_power.h"
 #include "devices/legacy/debug_exit/debug_exit.h"
 #include "devices/legacy/i8042/i8042.h"
@@ -168,6 +169,7 @@ Result<> Machine::build_virtio(ByteSink& console) {
   }
   for (size_t i = 0; i < x_config.disks.size(); ++i) {
     LETHE_TRY_ASSIGN(auto disk, BlockDevice::open(block_options(x_config.disks[i], i)));
+    x_disks.push_back(disk.get());
     LETHE_TRY(add_virtio(std::move(disk)));
   }
   return {};
@@ -176,6 +178,7 @@ Result<> Machine::build_virtio(ByteSink& console) {
 Result<> Machine::add_virtio(std::unique_ptr<VirtioDevice> device) {
   LETHE_TRY_ASSIGN(auto transport,
                    VirtioPciTransport::create(x_pci->environment(), std::move(device)));
+  x_transports.push_back(transport.get());
   LETHE_TRY(x_pci->add_device(std::move(transport)));
   return {};
 }
@@ -225,6 +228,23 @@ void Machine::stop() {
   for (std::thread& thread : x_threads) thread.join();
   x_threads.clear();
   if (x_coalesced) (void)x_coalesced->drain(x_ports);
+}
+
+void Machine::report_legacy(MetricSink& sink) const {
+  const SerialCounters& serial = x_legacy->serial.counters();
+  const auto bytes = [](const std::atomic<uint64_t>& counter) {
+    return counter.load(std::memory_order_relaxed);
+  };
+  sink.counter("lethe_console_out_bytes_total", "Bytes the guest wrote.", bytes(serial.bytes_out),
+               {{"console", "serial"}});
+  sink.counter("lethe_console_in_bytes_total", "Bytes the guest was given.", bytes(serial.bytes_in),
+               {{"console", "serial"}});
+  sink.counter("lethe_console_dropped_bytes_total", "Bytes lost in a full transmitter.",
+               bytes(serial.bytes_dropped), {{"console", "serial"}});
+  sink.counter("lethe_bus_unclaimed_total", "Accesses that no device claims.", x_ports.unclaimed(),
+               {{"bus", "ports"}});
+  sink.counter("lethe_bus_unclaimed_total", "Accesses that no device claims.", x_mmio.unclaimed(),
+               {{"bus", "mmio"}});
 }
 
 void Machine::power_button() { x_legacy->power.power_button(); }

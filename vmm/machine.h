@@ -20,9 +20,12 @@
 
 namespace lethe {
 
+class BlockDevice;
 class ConsoleDevice;
 class Ioapic;
+class MetricSink;
 class VirtioDevice;
+class VirtioPciTransport;
 
 // How a machine's run came to its end.
 enum class Ending : uint8_t {
@@ -62,6 +65,10 @@ class Machine final : private MachineControl {
   [[nodiscard]] ByteReceiver& console_input();
   [[nodiscard]] ConsoleDevice& virtio_console() { return *x_virtio_console; }
 
+  // Counters and gauges of all parts (vmm/machine_metrics.cc). Takes no lock that a vCPU or a
+  // device holds for long; looking at the guest's memory takes up to 1 ms a GiB.
+  void report_metrics(MetricSink& sink) const;
+
  private:
   struct Legacy;
 
@@ -72,6 +79,7 @@ class Machine final : private MachineControl {
   [[nodiscard]] Result<> add_virtio(std::unique_ptr<VirtioDevice> device);
   [[nodiscard]] Result<> build_vcpus(const std::vector<kvm_cpuid_entry2>& cpuid);
   void run_vcpu(Vcpu& vcpu);
+  void report_legacy(MetricSink& sink) const;
 
   // MachineControl, on vCPU threads.
   void guest_power_off() override { end({Ending::kPoweredOff}); }
@@ -95,7 +103,10 @@ class Machine final : private MachineControl {
   std::unique_ptr<Ioapic> x_ioapic;
   std::unique_ptr<Legacy> x_legacy;
   std::unique_ptr<PciBus> x_pci;
-  ConsoleDevice* x_virtio_console = nullptr;  // x_pci owns it
+  // x_pci owns these.
+  ConsoleDevice* x_virtio_console = nullptr;
+  std::vector<const BlockDevice*> x_disks;
+  std::vector<const VirtioPciTransport*> x_transports;
   std::vector<std::unique_ptr<Vcpu>> x_vcpus;
   std::unique_ptr<CoalescedWrites> x_coalesced;  // null if this KVM has none
   std::vector<std::thread> x_threads;

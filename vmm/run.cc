@@ -9,11 +9,13 @@
 #include <chrono>
 #include <cstdio>
 #include <memory>
+#include <optional>
 
 #include "base/event_loop.h"
 #include "base/log.h"
 #include "devices/console_output.h"
 #include "devices/virtio/console/console.h"
+#include "vmm/api/machine_target.h"
 #include "vmm/machine.h"
 #include "vmm/run_dir.h"
 #include "vmm/terminal.h"
@@ -44,15 +46,19 @@ class SignalMask {
 // session, so that nothing of the old machine is left in the loop.
 class Session {
  public:
-  Session(const VmConfig& config, const RunOptions& options, RawTerminal* raw, SignalMask& mask)
+  Session(const VmConfig& config, const RunOptions& options, RawTerminal* raw, SignalMask& mask,
+          const RunHistory& history)
       : x_config(config),
         x_options(options),
+        x_history(history),
         x_raw(raw),
         x_mask(mask),
         x_keys([this](EscapeKeys::Command command) { on_command(command); }) {}
 
-  // `first`: the console's log is emptied; later boots append to it.
-  Result<Outcome> run(bool first) {
+  // The first boot empties the console's log, later ones append to it. `api` becomes the control
+  // API's socket the first time: after the guest was started, which does not have to wait for it.
+  Result<Outcome> run(const RunDir& run_dir, UniqueFd& api) {
+    const bool first = x_history.boots == 1;
     LETHE_TRY_ASSIGN(x_output,
                      ConsoleOutput::create(x_loop, STDOUT_FILENO, x_config.console.log,
                                            first ? ConsoleLog::kTruncate : ConsoleLog::kAppend));
@@ -66,9 +72,11 @@ class Session {
       watch_input();
     }
     x_machine->start();
+    LETHE_TRY(serve_api(run_dir, api));
     x_mask.unblock();
     x_loop.run();
     x_mask.block();
+    x_server.reset();
     x_machine->stop();
     x_output->finish(kOutputPatience);
     return x_outcome;
@@ -78,6 +86,18 @@ class Session {
   [[nodiscard]] bool stopping() const { return x_stopping; }
 
  private:
+  Result<> serve_api(const RunDir& run_dir, UniqueFd& api) {
+    if (!api.valid()) {
+      LETHE_TRY_ASSIGN(api, listen_unix(run_dir.path() + "/" + kApiSocketName));
+    }
+    x_target.emplace(x_config, *x_machine, x_history, x_stopping);
+    LETHE_TRY_ASSIGN(
+        x_server, HttpServer::create(x_loop, api, [this](const HttpRequest& request, auto reply) {
+          answer_api(*x_target, request, reply);
+        }));
+    return {};
+  }
+
   Result<> watch_signals() {
     LETHE_TRY_ASSIGN(x_signals, x_loop.watch_signals({SIGTERM, SIGINT, SIGHUP, SIGWINCH, SIGCONT},
                                                      [this](int signal) { on_signal(signal); }));
@@ -172,6 +192,7 @@ class Session {
 
   const VmConfig& x_config;
   const RunOptions& x_options;
+  const RunHistory& x_history;
   RawTerminal* const x_raw;  // null: the console is no terminal
   SignalMask& x_mask;
   EventLoop x_loop;
@@ -179,6 +200,8 @@ class Session {
   std::unique_ptr<EventLoop::Watch> x_signals;
   std::unique_ptr<EventLoop::Timer> x_stop_timer;
   std::unique_ptr<Machine> x_machine;
+  std::optional<MachineTarget> x_target;
+  std::unique_ptr<HttpServer> x_server;
   EscapeKeys x_keys;
   std::unique_ptr<EventLoop::Watch> x_input;
   std::string x_pending;  // typed, and not yet taken by the guest
@@ -215,9 +238,12 @@ Result<Outcome> run_sessions(const VmConfig& config, const RunOptions& options) 
     std::fprintf(stderr, "lethe: console of '%s': Ctrl-A h for help\n", config.name.c_str());
     LETHE_TRY_ASSIGN(raw, RawTerminal::enter(STDIN_FILENO));
   }
-  for (bool first = true;; first = false) {
-    Session session(config, options, raw.get(), mask);
-    LETHE_TRY_ASSIGN(const Outcome outcome, session.run(first));
+  UniqueFd api;  // kept over restarts: who connects meanwhile waits
+  RunHistory history;
+  for (;;) {
+    ++history.boots;
+    Session session(config, options, raw.get(), mask, history);
+    LETHE_TRY_ASSIGN(const Outcome outcome, session.run(run_dir, api));
     if (outcome.ending != Ending::kReset || session.stopping() ||
         config.boot.on_reboot != OnReboot::kRestart)
       return outcome;

@@ -6,9 +6,12 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <optional>
+#include <thread>
 #include <vector>
 
 #include "base/assert.h"
@@ -21,6 +24,7 @@ namespace {
 constexpr const char* kLockName = "lock";
 constexpr size_t kSocketNameMax = 16;  // "/console.sock" and what may come
 constexpr int kTriesMax = 100;         // each lost to another process's end
+constexpr std::chrono::milliseconds kLookersPatience{20};
 
 Unexpected refused(const std::string& path, const std::string& what) {
   return host_error("run-time directory '{}': {}", printable(path), what);
@@ -55,12 +59,21 @@ bool is_directory(const std::string& path) {
   return ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode);
 }
 
+// What XDG_RUNTIME_DIR or the system gives, or null.
+const std::string* base_of(const RunDirRoots& roots) {
+  if (roots.xdg.starts_with('/')) return &roots.xdg;  // the XDG specification: else ignore it
+  return is_directory(roots.run_user) ? &roots.run_user : nullptr;
+}
+
+std::string root_path(const RunDirRoots& roots) {
+  const std::string* base = base_of(roots);
+  return base == nullptr ? roots.temporary : *base + "/lethe";
+}
+
 // The directory that has all VMs' directories, and its path.
 Result<UniqueFd> open_root(const RunDirRoots& roots, std::string& path) {
-  const std::string* base = nullptr;
-  if (roots.xdg.starts_with('/')) base = &roots.xdg;  // the XDG specification: else ignore it
-  if (base == nullptr && is_directory(roots.run_user)) base = &roots.run_user;
-  path = base == nullptr ? roots.temporary : *base + "/lethe";
+  const std::string* base = base_of(roots);
+  path = root_path(roots);
   if (base != nullptr && !is_directory(*base))
     return refused(*base, "is missing or no directory: make it, or unset XDG_RUNTIME_DIR");
   return open_private(AT_FDCWD, path, path);
@@ -74,13 +87,23 @@ std::string read_pid(int lock) {
   return pid.empty() ? "unknown" : pid;
 }
 
+// running_vms() holds locks of the dead for a moment: that is no running VM.
+bool lock_within(int lock, std::chrono::milliseconds patience) {
+  const auto end = std::chrono::steady_clock::now() + patience;
+  while (::flock(lock, LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK || std::chrono::steady_clock::now() > end) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return true;
+}
+
 // Holds the lock, or says who does; no value: the lock file was removed meanwhile, try again.
 Result<std::optional<UniqueFd>> take_lock(int directory, const std::string& name,
                                           const std::string& path) {
   UniqueFd lock(::openat(directory, kLockName, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!lock.valid() && errno == ENOENT) return std::nullopt;
   if (!lock.valid()) return refused(path, "cannot open its lock: " + errno_text(errno));
-  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+  if (!lock_within(lock.get(), kLookersPatience)) {
     if (errno != EWOULDBLOCK) return refused(path, "cannot lock it: " + errno_text(errno));
     const std::string pid = read_pid(lock.get());
     return host_error(
@@ -96,19 +119,32 @@ Result<std::optional<UniqueFd>> take_lock(int directory, const std::string& name
   return lock;
 }
 
-// Removes what a process left there, but for the lock. Only plain names: sockets.
-void remove_sockets(int directory) {
+// The names in a directory, in no order.
+std::vector<std::string> names_in(int directory) {
+  std::vector<std::string> names;
   const int copy = ::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (copy < 0) return;
+  if (copy < 0) return names;
   const std::unique_ptr<DIR, int (*)(DIR*)> entries(::fdopendir(copy), ::closedir);
   if (!entries) {
     ::close(copy);
-    return;
+    return names;
   }
-  std::vector<std::string> names;
-  while (const dirent* entry = ::readdir(entries.get()))
-    if (std::string_view(entry->d_name).ends_with(".sock")) names.emplace_back(entry->d_name);
-  for (const std::string& name : names) ::unlinkat(directory, name.c_str(), 0);
+  while (const dirent* entry = ::readdir(entries.get())) names.emplace_back(entry->d_name);
+  return names;
+}
+
+// Removes what a process left there, but for the lock. Only plain names: sockets.
+void remove_sockets(int directory) {
+  for (const std::string& name : names_in(directory))
+    if (name.ends_with(".sock")) ::unlinkat(directory, name.c_str(), 0);
+}
+
+// Who holds the lock of a VM's directory, or no one.
+std::optional<std::string> lock_holder(int directory) {
+  const UniqueFd lock(::openat(directory, kLockName, O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+  if (!lock.valid()) return std::nullopt;
+  if (::flock(lock.get(), LOCK_SH | LOCK_NB) == 0 || errno != EWOULDBLOCK) return std::nullopt;
+  return read_pid(lock.get());
 }
 
 }  // namespace
@@ -136,6 +172,37 @@ Result<RunDir> RunDir::create(const std::string& name, const RunDirRoots& roots)
     return RunDir(std::move(path), std::move(directory), std::move(*lock));
   }
   return host_error("'{}' keeps starting and ending elsewhere: try again", name);
+}
+
+std::vector<RunningVm> running_vms(const RunDirRoots& roots) {
+  std::vector<RunningVm> found;
+  const std::string root = root_path(roots);
+  const UniqueFd fd(::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  struct stat status{};
+  // Another user's directory (in /tmp) has nothing of ours.
+  if (!fd.valid() || ::fstat(fd.get(), &status) != 0 || status.st_uid != ::geteuid()) return found;
+  for (const std::string& name : names_in(fd.get())) {
+    if (!valid_vm_name(name)) continue;
+    const UniqueFd directory(
+        ::openat(fd.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    if (!directory.valid()) continue;
+    if (const auto pid = lock_holder(directory.get()))
+      found.push_back({name, root + "/" + name, *pid});
+  }
+  std::sort(found.begin(), found.end(),
+            [](const RunningVm& a, const RunningVm& b) { return a.name < b.name; });
+  return found;
+}
+
+Result<RunningVm> find_running_vm(const std::string& name, const RunDirRoots& roots) {
+  const std::vector<RunningVm> all = running_vms(roots);
+  std::string names;
+  for (const RunningVm& vm : all) {
+    if (vm.name == name) return vm;
+    names += (names.empty() ? "" : ", ") + vm.name;
+  }
+  if (names.empty()) return host_error("'{}' does not run, nor does any other VM", printable(name));
+  return host_error("'{}' does not run; running: {}", printable(name), names);
 }
 
 RunDir::~RunDir() {

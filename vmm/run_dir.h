@@ -9,6 +9,7 @@
 #include <sys/types.h>
 
 #include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "base/unique_fd.h"
@@ -22,6 +23,8 @@ struct RunDirRoots {
   std::string temporary;  // "/tmp/lethe-UID"; made if it is not there
   [[nodiscard]] static RunDirRoots of_this_process();
 };
+
+inline constexpr const char* kApiSocketName = "api.sock";  // the control API, vmm/api/
 
 class RunDir {
  public:
@@ -45,5 +48,20 @@ class RunDir {
   UniqueFd x_directory;
   UniqueFd x_lock;  // invalid once moved from
 };
+
+struct RunningVm {
+  std::string name;
+  std::string path;  // its run-time directory
+  std::string pid;   // digits; "unknown" if the lock does not say
+};
+
+// The VMs of this user that run now, by name: directories whose lock is held. Those that a crash
+// left behind are not among them. Nothing is made.
+[[nodiscard]] std::vector<RunningVm> running_vms(
+    const RunDirRoots& roots = RunDirRoots::of_this_process());
+
+// The VM of that name. The error (kHost) says which VMs run instead, if any.
+[[nodiscard]] Result<RunningVm> find_running_vm(
+    const std::string& name, const RunDirRoots& roots = RunDirRoots::of_this_process());
 
 }  // namespace lethe

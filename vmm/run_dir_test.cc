@@ -6,9 +6,11 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 namespace lethe {
 namespace {
@@ -180,6 +182,47 @@ TEST_F(RunDirTest, path_too_long_for_sockets_is_refused) {
   x_roots.xdg = x_base + "/" + std::string(70, 'd');
   ASSERT_EQ(::mkdir(x_roots.xdg.c_str(), 0700), 0);
   EXPECT_THAT(error("vm"), HasSubstr("too long for sockets"));
+}
+
+TEST_F(RunDirTest, lists_the_vms_that_run_and_no_others) {
+  EXPECT_TRUE(running_vms(x_roots).empty());
+  EXPECT_FALSE(std::filesystem::exists(x_base + "/lethe"));
+  const auto b = RunDir::create("b", x_roots);
+  const auto a = RunDir::create("a", x_roots);
+  ASSERT_TRUE(a && b);
+  // What a crash leaves: a lock that no one holds.
+  std::filesystem::create_directory(x_base + "/lethe/crashed");
+  std::ofstream(x_base + "/lethe/crashed/lock") << ::getpid() << "\n";
+  std::ofstream(x_base + "/lethe/crashed/api.sock") << "";
+  std::filesystem::create_directory(x_base + "/lethe/Bad Name");
+  std::ofstream(x_base + "/lethe/file") << "";
+  const std::vector<RunningVm> found = running_vms(x_roots);
+  ASSERT_EQ(found.size(), 2u);
+  EXPECT_EQ(found[0].name, "a");
+  EXPECT_EQ(found[1].name, "b");
+  EXPECT_EQ(found[1].path, b->path());
+  EXPECT_EQ(found[1].pid, std::to_string(::getpid()));
+}
+
+TEST_F(RunDirTest, a_name_that_does_not_run_is_told_with_those_that_do) {
+  EXPECT_EQ(find_running_vm("x", x_roots).error().text, "'x' does not run, nor does any other VM");
+  const auto a = RunDir::create("a", x_roots);
+  const auto b = RunDir::create("b", x_roots);
+  EXPECT_EQ(find_running_vm("b", x_roots)->name, "b");
+  EXPECT_EQ(find_running_vm("../x", x_roots).error().text, "'../x' does not run; running: a, b");
+}
+
+TEST_F(RunDirTest, starts_while_others_look_whether_it_runs) {
+  std::atomic<bool> done{false};
+  std::thread looker([&] {
+    while (!done.load()) (void)running_vms(x_roots);
+  });
+  for (int i = 0; i < 200; ++i) {
+    const auto dir = RunDir::create("vm", x_roots);
+    EXPECT_TRUE(dir) << dir.error().text;
+  }
+  done.store(true);
+  looker.join();
 }
 
 }  // namespace

@@ -58,7 +58,8 @@ class VirtioPciTransport final : public PciFunction, private VirtioHost {
   // Resets the device if it runs.
   ~VirtioPciTransport() override;
 
-  [[nodiscard]] VirtioDevice& device() { return *x_device; }
+  [[nodiscard]] VirtioDevice& device() const { return *x_device; }
+  [[nodiscard]] uint16_t queues() const { return static_cast<uint16_t>(x_lines.size()); }
   [[nodiscard]] const VirtioPciCounters& counters() const { return x_counters; }
   [[nodiscard]] const QueueCounters& queue_counters(uint16_t queue) const {
     return x_lines[queue]->counters;

@@ -21,10 +21,11 @@ struct Command {
   int (*run)(int argc, char** argv);
 };
 
-constexpr std::array<Command, 5> kCommands = {{
+constexpr std::array<Command, 6> kCommands = {{
     {"run", "run a VM to its end", command_run},
     {"validate", "check a config and the files it names", command_validate},
     {"check", "boot guests from configs and check what they do", command_check},
+    {"stats", "show what a running VM counts", command_stats},
     {"doctor", "find out whether this host can run VMs, and how fast", command_doctor},
     {"version", "print the version", command_version},
 }};

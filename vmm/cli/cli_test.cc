@@ -78,6 +78,9 @@ TEST_F(Cli, wrong_words_are_one_line_and_exit_code_2) {
   expect_refused("run a --log loud", 2, "log level 'loud' is not known");
   expect_refused("validate", 2, "CONFIG is missing");
   expect_refused("doctor now", 2, "'now' is one too many");
+  expect_refused("stats", 2, "NAME is required");
+  expect_refused("stats a b", 2, "'b' is one too many");
+  expect_refused("stats a --jsn", 2, "did you mean '--json'?");
   expect_refused("version 2", 2, "'2' is one too many");
   expect_refused("check", 2, "CONFIG is required");
   expect_refused("check x --jobs 0", 2, "--jobs");
@@ -86,6 +89,19 @@ TEST_F(Cli, wrong_words_are_one_line_and_exit_code_2) {
   expect_refused("check x --timeout-scale nan", 2, "--timeout-scale");
   for (const char* shard : {"0/2", "3/2", "1", "/", "1/", "a/b", "-1/2", "1/2/3"})
     expect_refused(fmt::format("check x --shard={}", shard), 2, "write I/N");
+}
+
+TEST_F(Cli, a_vm_that_does_not_run_is_one_line_and_exit_code_1) {
+  ::setenv("XDG_RUNTIME_DIR", x_dir.c_str(), 1);
+  expect_refused("stats nobody", 1, "'nobody' does not run, nor does any other VM");
+  // What a crash leaves.
+  std::filesystem::create_directories(x_dir + "/lethe/crashed");
+  write("lethe/crashed/lock", "1\n");
+  write("lethe/crashed/api.sock", "");
+  expect_refused("stats crashed", 1, "'crashed' does not run, nor does any other VM");
+  expect_refused("stats ''", 1, "'' does not run");
+  expect_refused("stats ../lethe/crashed", 1, "does not run");
+  expect_refused(fmt::format("stats {}", std::string(300, 'a')), 1, "does not run");
 }
 
 TEST_F(Cli, bad_configs_are_one_line_and_exit_code_2) {
@@ -145,8 +161,9 @@ TEST_F(Cli, validate_accepts_good_configs) {
 }
 
 TEST_F(Cli, help_and_version_go_to_stdout) {
-  for (const char* words : {"--help", "help", "-h", "run --help", "check -h", "validate --help",
-                            "doctor --help", "version --help", "--version", "version"}) {
+  for (const char* words :
+       {"--help", "help", "-h", "run --help", "check -h", "validate --help", "doctor --help",
+        "stats --help", "version --help", "--version", "version"}) {
     SCOPED_TRACE(words);
     const Ran ran = lethe(words);
     EXPECT_EQ(ran.code, 0);

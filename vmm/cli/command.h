@@ -33,6 +33,7 @@ int command_run(int argc, char** argv);
 int command_validate(int argc, char** argv);
 int command_doctor(int argc, char** argv);
 int command_check(int argc, char** argv);
+int command_stats(int argc, char** argv);
 int command_version(int argc, char** argv);
 
 }  // namespace lethe

@@ -226,6 +226,7 @@ VcpuExit Vcpu::run(const Bus& port_io, const Bus& mmio, CoalescedWrites* coalesc
       report_failure(fmt::format("KVM_RUN: {}", errno_text(errno)).c_str());
       return VcpuExit::kFailed;
     }
+    x_exits.store(x_exits.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     if (coalesced != nullptr) (void)coalesced->drain(port_io);
     switch (x_run->exit_reason) {
       case KVM_EXIT_IO:

@@ -58,6 +58,8 @@ class Vcpu {
                              CoalescedWrites* coalesced = nullptr);
 
   [[nodiscard]] int fd() const { return x_fd.get(); }
+  // How often the guest was left for this process. Any thread.
+  [[nodiscard]] uint64_t exits() const { return x_exits.load(std::memory_order_relaxed); }
 
   // Makes run() return soon. Any thread, and the vCPU's own thread from within a device.
   void request_stop();
@@ -73,6 +75,7 @@ class Vcpu {
   size_t x_run_size;
   uint32_t x_index;
   std::atomic<bool> x_stop{false};
+  std::atomic<uint64_t> x_exits{0};  // written by the vCPU's thread
   std::atomic<int> x_thread_id{0};  // of the thread inside run(), 0 outside
 };
 

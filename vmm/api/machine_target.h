@@ -1,0 +1,38 @@
+// The control API's hand on a machine.
+#pragma once
+
+#include <chrono>
+
+#include "vmm/api/vm_api.h"
+#include "vmm/machine.h"
+
+namespace lethe {
+
+// When the process began to run the VM, and how often it has started the guest since.
+struct RunHistory {
+  std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now();
+  uint64_t boots = 0;
+};
+
+// Threading: the main loop's thread. `machine`, `history` and `stopping` must outlive it.
+class MachineTarget final : public ApiTarget {
+ public:
+  MachineTarget(const VmConfig& config, Machine& machine, const RunHistory& history,
+                const bool& stopping)
+      : x_config(config), x_machine(machine), x_history(history), x_stopping(stopping) {}
+
+  [[nodiscard]] VmState state() override;
+  void report_metrics(MetricSink& sink) override;
+  [[nodiscard]] MemorySettings memory() override;
+  [[nodiscard]] Result<> set_memory(const MemoryChange& change) override;
+  [[nodiscard]] Result<> reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,
+                                 std::function<void(ReclaimEnd)> done) override;
+
+ private:
+  const VmConfig& x_config;
+  Machine& x_machine;
+  const RunHistory& x_history;
+  const bool& x_stopping;
+};
+
+}  // namespace lethe

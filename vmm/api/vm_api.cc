@@ -1,0 +1,182 @@
+#include "vmm/api/vm_api.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <boost/json/object.hpp>
+#include <boost/json/parse.hpp>
+#include <boost/json/serialize.hpp>
+#include <boost/json/value.hpp>
+
+#include "vmm/api/metric_writers.h"
+#include "vmm/config_schema.h"
+#include "vmm/suggest.h"
+
+namespace lethe {
+namespace json = boost::json;
+
+namespace {
+
+using ReplyPtr = std::shared_ptr<HttpReply>;
+
+constexpr std::array<std::string_view, 4> kPolicies = {"auto", "pool", "discard", "lazy"};
+
+HttpAnswer json_answer(const json::object& object) {
+  return {.body = json::serialize(object) + "\n"};
+}
+
+void get_state(ApiTarget& target, const HttpRequest&, const ReplyPtr& reply) {
+  const VmState state = target.state();
+  reply->send(json_answer({{"name", state.name},
+                           {"state", state.state},
+                           {"pid", state.pid},
+                           {"uptime_s", state.uptime_s},
+                           {"boots", state.boots},
+                           {"cpus", state.cpus},
+                           {"memory_bytes", state.memory_bytes}}));
+}
+
+void get_stats(ApiTarget& target, const HttpRequest&, const ReplyPtr& reply) {
+  JsonMetricWriter writer;
+  target.report_metrics(writer);
+  reply->send({.body = writer.text() + "\n"});
+}
+
+void get_metrics(ApiTarget& target, const HttpRequest&, const ReplyPtr& reply) {
+  PrometheusWriter writer;
+  target.report_metrics(writer);
+  reply->send({.body = writer.text(), .type = PrometheusWriter::kContentType});
+}
+
+void get_memory(ApiTarget& target, const HttpRequest&, const ReplyPtr& reply) {
+  const MemorySettings memory = target.memory();
+  reply->send(json_answer({{"policy", memory.policy},
+                           {"policy_now", memory.policy_now},
+                           {"auto", memory.automatic},
+                           {"pool_max", memory.pool_max},
+                           {"balloon_target", memory.balloon_target},
+                           {"balloon_actual", memory.balloon_actual}}));
+}
+
+// The body as an object, or the answer that says why it is none.
+tl::expected<json::object, HttpAnswer> parse_body(const HttpRequest& request) {
+  json::error_code error;
+  json::parse_options options;
+  options.max_depth = 4;
+  const json::value value = json::parse(json::string_view(request.body), error, {}, options);
+  if (error)
+    return tl::unexpected(http_error(400, fmt::format("the body is no JSON: {}", error.message())));
+  if (!value.is_object())
+    return tl::unexpected(http_error(400, "the body must be a JSON object, such as {}"));
+  return value.get_object();
+}
+
+tl::unexpected<std::string> wrong(std::string_view key, std::string_view rule) {
+  return tl::unexpected(fmt::format("'{}' must be {}", key, rule));
+}
+
+// Bytes as a whole number, or a size as configs have it: "512M".
+tl::expected<uint64_t, std::string> bytes_of(std::string_view key, const json::value& value) {
+  if (value.is_uint64()) return value.get_uint64();
+  if (value.is_int64() && value.get_int64() >= 0) return static_cast<uint64_t>(value.get_int64());
+  if (value.is_string())
+    if (const auto bytes = parse_size(std::string_view(value.get_string()))) return *bytes;
+  return wrong(key, "a number of bytes, or a size in quotes such as \"512M\"");
+}
+
+tl::expected<MemoryChange, std::string> memory_change(const json::object& object) {
+  MemoryChange change;
+  for (const auto& [json_key, value] : object) {
+    const std::string_view key(json_key.data(), json_key.size());
+    if (key == "policy") {
+      const std::string_view word =
+          value.is_string() ? std::string_view(value.get_string()) : std::string_view();
+      for (size_t i = 0; i < kPolicies.size(); ++i)
+        if (word == kPolicies[i]) change.policy = static_cast<MemoryPolicy>(i);
+      if (!change.policy) return wrong(key, "\"auto\", \"pool\", \"discard\" or \"lazy\"");
+    } else if (key == "auto") {
+      if (!value.is_bool()) return wrong(key, "true or false");
+      change.automatic = value.get_bool();
+    } else if (key == "pool_max" || key == "balloon_target") {
+      const auto bytes = bytes_of(key, value);
+      if (!bytes) return tl::unexpected(bytes.error());
+      (key == "pool_max" ? change.pool_max : change.balloon_target) = *bytes;
+    } else {
+      constexpr std::string_view kKnown[] = {"policy", "auto", "pool_max", "balloon_target"};
+      return tl::unexpected(
+          fmt::format("'{}' can't be set{}", printable(key), did_you_mean(key, kKnown)));
+    }
+  }
+  return change;
+}
+
+void put_memory(ApiTarget& target, const HttpRequest& request, const ReplyPtr& reply) {
+  const auto object = parse_body(request);
+  if (!object) return reply->send(object.error());
+  const auto change = memory_change(*object);
+  if (!change) return reply->send(http_error(400, change.error()));
+  if (const auto set = target.set_memory(*change); !set)
+    return reply->send(http_error(409, set.error().text));
+  get_memory(target, request, reply);
+}
+
+// One JSON object a line: progress, and the end.
+void post_reclaim(ApiTarget& target, const HttpRequest& request, const ReplyPtr& reply) {
+  const auto object = parse_body(request);
+  if (!object) return reply->send(object.error());
+  const json::value* const wanted = object->if_contains("bytes");
+  if (wanted == nullptr || object->size() != 1)
+    return reply->send(http_error(400, "the body must be {\"bytes\": N} or {\"bytes\": \"all\"}"));
+  uint64_t bytes = UINT64_MAX;
+  if (!wanted->is_string() || wanted->get_string() != "all") {
+    const auto number = bytes_of("bytes", *wanted);
+    if (!number) return reply->send(http_error(400, number.error() + ", or \"all\""));
+    bytes = *number;
+  }
+  // Both callbacks come later, so the stream has begun by then.
+  const auto started = target.reclaim(
+      bytes,
+      [reply](uint64_t so_far) { (void)reply->write(fmt::format("{{\"bytes\":{}}}\n", so_far)); },
+      [reply](const ReclaimEnd& end) {
+        (void)reply->write(
+            fmt::format("{{\"bytes\":{},\"took_ms\":{},\"complete\":{},\"text\":{}}}\n", end.bytes,
+                        end.took.count(), end.complete, json_quote(end.text)));
+        reply->end();
+      });
+  if (!started) return reply->send(http_error(409, started.error().text));
+  reply->begin(200, "application/x-ndjson");
+}
+
+struct Route {
+  std::string_view path;
+  std::string_view method;
+  void (*run)(ApiTarget&, const HttpRequest&, const ReplyPtr&);
+};
+
+constexpr std::array<Route, 6> kRoutes = {{
+    {"/state", "GET", get_state},
+    {"/stats", "GET", get_stats},
+    {"/metrics", "GET", get_metrics},
+    {"/memory", "GET", get_memory},
+    {"/memory", "PUT", put_memory},
+    {"/memory/reclaim", "POST", post_reclaim},
+}};
+
+}  // namespace
+
+void answer_api(ApiTarget& target, const HttpRequest& request, std::shared_ptr<HttpReply> reply) {
+  std::string allowed;
+  for (const Route& route : kRoutes) {
+    if (route.path != request.path) continue;
+    if (route.method == request.method) return route.run(target, request, reply);
+    allowed += (allowed.empty() ? "" : ", ") + std::string(route.method);
+  }
+  if (allowed.empty())
+    return reply->send(http_error(404, fmt::format("there is no {}", printable(request.path))));
+  HttpAnswer answer = http_error(
+      405, fmt::format("{} takes {}, not {}", request.path, allowed, printable(request.method)));
+  answer.allow = allowed;
+  reply->send(std::move(answer));
+}
+
+}  // namespace lethe

@@ -1,0 +1,73 @@
+// The control API of one VM: which request does what. docs/api.md lists them.
+//
+// Threading: the main loop's thread.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/metrics.h"
+#include "base/result.h"
+#include "vmm/api/http_server.h"
+#include "vmm/config.h"
+
+namespace lethe {
+
+struct VmState {
+  std::string name;
+  std::string state;  // "running", "stopping"
+  uint64_t pid = 0;
+  double uptime_s = 0;  // since `lethe run` began
+  uint64_t boots = 0;   // how often the guest was started, 1 the first time
+  uint32_t cpus = 0;
+  uint64_t memory_bytes = 0;
+};
+
+// What of the memory can be set while the VM runs.
+struct MemorySettings {
+  std::string policy;      // the config's word: "auto", "pool", "discard", "lazy"
+  std::string policy_now;  // what it comes to: "pool", "discard", "lazy", or "none" (no balloon)
+  bool automatic = false;
+  uint64_t pool_max = 0;        // bytes
+  uint64_t balloon_target = 0;  // bytes that the guest is asked to give up
+  uint64_t balloon_actual = 0;  // bytes that it says it gave
+};
+struct MemoryChange {
+  std::optional<MemoryPolicy> policy;
+  std::optional<bool> automatic;
+  std::optional<uint64_t> pool_max;
+  std::optional<uint64_t> balloon_target;
+};
+
+struct ReclaimEnd {
+  uint64_t bytes = 0;
+  std::chrono::milliseconds took{0};
+  bool complete = false;
+  std::string text = {};  // one line: why it ended
+};
+
+// What the API acts on; tests have a fake.
+class ApiTarget {
+ public:
+  virtual ~ApiTarget() = default;
+  [[nodiscard]] virtual VmState state() = 0;
+  virtual void report_metrics(MetricSink& sink) = 0;
+  [[nodiscard]] virtual MemorySettings memory() = 0;
+  // Error: one line that says what does not fit; nothing was changed then.
+  [[nodiscard]] virtual Result<> set_memory(const MemoryChange& change) = 0;
+  // Pulls free memory out of the guest: `bytes`, or UINT64_MAX for all. The callbacks run on the
+  // main loop, `progress` (bytes so far) any number of times, `done` once, neither before this
+  // returns, and not after the machine's end. Error: one line (there is no balloon, one pull is
+  // under way).
+  [[nodiscard]] virtual Result<> reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,
+                                         std::function<void(ReclaimEnd)> done) = 0;
+};
+
+// Answers one request.
+void answer_api(ApiTarget& target, const HttpRequest& request, std::shared_ptr<HttpReply> reply);
+
+}  // namespace lethe

@@ -1,0 +1,199 @@
+// The control API's paths, against a machine that is none.
+#include "vmm/api/vm_api.h"
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "vmm/api/fake_api_client.h"
+#include "vmm/api/http_client.h"
+
+namespace lethe {
+namespace {
+
+using testing::HasSubstr;
+
+class FakeTarget final : public ApiTarget {
+ public:
+  [[nodiscard]] VmState state() override {
+    return {.name = "vm",
+            .state = "running",
+            .pid = 42,
+            .uptime_s = 1.5,
+            .boots = 2,
+            .cpus = 4,
+            .memory_bytes = 128 * kMiB};
+  }
+  void report_metrics(MetricSink& sink) override {
+    sink.counter("lethe_a_b_total", "Help.", 7, {{"k", "v"}});
+  }
+  [[nodiscard]] MemorySettings memory() override { return settings; }
+  [[nodiscard]] Result<> set_memory(const MemoryChange& asked) override {
+    change = asked;
+    if (refuse) return host_error("no balloon");
+    if (asked.balloon_target) settings.balloon_target = *asked.balloon_target;
+    return {};
+  }
+  [[nodiscard]] Result<> reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,
+                                 std::function<void(ReclaimEnd)> done) override {
+    if (refuse) return host_error("one pull is under way");
+    pulled = bytes;
+    on_progress = std::move(progress);
+    on_done = std::move(done);
+    return {};
+  }
+
+  MemorySettings settings{.policy = "auto", .policy_now = "pool"};
+  MemoryChange change;
+  bool refuse = false;
+  std::optional<uint64_t> pulled;
+  std::function<void(uint64_t)> on_progress;
+  std::function<void(ReclaimEnd)> on_done;
+};
+
+class VmApi : public testing::Test {
+ protected:
+  ClientAnswer ask(const std::string& method, const std::string& path,
+                   const std::string& body = {}) {
+    const auto answer =
+        http_request({.socket = x_served.path(), .method = method, .path = path, .body = body});
+    EXPECT_TRUE(answer) << answer.error().text;
+    return answer ? *answer : ClientAnswer{};
+  }
+  void expect_refused(unsigned status, const std::string& method, const std::string& path,
+                      const std::string& body, const std::string& text) {
+    SCOPED_TRACE(method + " " + path + " " + body);
+    const ClientAnswer answer = ask(method, path, body);
+    EXPECT_EQ(answer.status, status);
+    EXPECT_THAT(answer.body, testing::StartsWith("{\"error\":\""));
+    EXPECT_THAT(answer.body, HasSubstr(text));
+  }
+
+  FakeTarget x_target;
+  ServedSocket x_served{[this](const HttpRequest& request, std::shared_ptr<HttpReply> reply) {
+    answer_api(x_target, request, std::move(reply));
+  }};
+};
+
+TEST_F(VmApi, tells_its_state) {
+  const ClientAnswer answer = ask("GET", "/state");
+  EXPECT_EQ(answer.status, 200u);
+  EXPECT_EQ(answer.body,
+            "{\"name\":\"vm\",\"state\":\"running\",\"pid\":42,\"uptime_s\":1.5E0,\"boots\":2,"
+            "\"cpus\":4,\"memory_bytes\":134217728}\n");
+}
+
+TEST_F(VmApi, tells_metrics_in_two_forms) {
+  EXPECT_EQ(ask("GET", "/stats").body, "{\"a\":{\"b_total\":{\"v\":7}}}\n");
+  EXPECT_THAT(ask("GET", "/metrics?ignored").body, HasSubstr("\nlethe_a_b_total{k=\"v\"} 7\n"));
+}
+
+TEST_F(VmApi, sets_memory_and_answers_with_what_holds_now) {
+  const ClientAnswer answer =
+      ask("PUT", "/memory",
+          R"({"policy":"discard","auto":true,"pool_max":"64M","balloon_target":1048576})");
+  EXPECT_EQ(answer.status, 200u) << answer.body;
+  EXPECT_EQ(x_target.change.policy, MemoryPolicy::kDiscard);
+  EXPECT_EQ(x_target.change.automatic, true);
+  EXPECT_EQ(x_target.change.pool_max, 64 * kMiB);
+  EXPECT_EQ(x_target.change.balloon_target, kMiB);
+  EXPECT_THAT(answer.body, HasSubstr("\"balloon_target\":1048576"));
+  EXPECT_EQ(ask("GET", "/memory").body, answer.body);
+  EXPECT_EQ(ask("PUT", "/memory", R"({"auto":false})").status, 200u);
+  EXPECT_EQ(x_target.change.policy, std::nullopt);
+}
+
+TEST_F(VmApi, bad_bodies_change_nothing) {
+  const auto refused = [&](const std::string& body, const std::string& text) {
+    expect_refused(400, "PUT", "/memory", body, text);
+  };
+  refused("", "the body is no JSON");
+  refused("{", "the body is no JSON");
+  refused("{} {}", "the body is no JSON");
+  refused("[]", "must be a JSON object");
+  refused("[[[[[[[[[[[[", "the body is no JSON");
+  refused(R"({"policy":"polo"})", "'policy' must be");
+  refused(R"({"policy":1})", "'policy' must be");
+  refused(R"({"auto":"yes"})", "'auto' must be true or false");
+  refused(R"({"pool_max":-1})", "'pool_max' must be");
+  refused(R"({"pool_max":1.5})", "'pool_max' must be");
+  refused(R"({"balloon_target":"1X"})", "'balloon_target' must be");
+  refused(R"({"balloon_target":99999999999999999999})", "'balloon_target' must be");
+  refused(R"({"polcy":"pool"})", "did you mean 'policy'?");
+  refused(R"({"policy":"pool","a\nb":1})", "can't be set");
+  EXPECT_EQ(x_target.change.policy, std::nullopt);
+}
+
+TEST_F(VmApi, what_the_machine_refuses_is_a_conflict) {
+  x_target.refuse = true;
+  expect_refused(409, "PUT", "/memory", R"({"policy":"pool"})", "no balloon");
+  expect_refused(409, "POST", "/memory/reclaim", R"({"bytes":"all"})", "one pull is under way");
+}
+
+TEST_F(VmApi, unknown_paths_and_methods_are_told) {
+  expect_refused(404, "GET", "/", "", "there is no /");
+  expect_refused(404, "GET", "/state/", "", "there is no /state/");
+  expect_refused(404, "GET", "/%73tate", "", "there is no");
+  expect_refused(404, "GET", "/" + std::string(4000, 'x'), "", "...");
+  expect_refused(405, "DELETE", "/memory", "", "takes GET, PUT");
+  expect_refused(405, "BREW", "/state", "", "takes GET, not BREW");
+  RawClient client(x_served.path());
+  client.send("POST /memory HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+  EXPECT_THAT(client.read_to_end(), HasSubstr("\r\nAllow: GET, PUT\r\n"));
+}
+
+TEST_F(VmApi, reclaim_wants_a_number_or_all) {
+  const auto refused = [&](const std::string& body) {
+    expect_refused(400, "POST", "/memory/reclaim", body, "bytes");
+  };
+  for (const char* body : {"{}", R"({"bytes":-1})", R"({"bytes":"some"})", R"({"bytes":true})",
+                           R"({"bytes":1,"more":2})", R"({"byte":1})"})
+    refused(body);
+  EXPECT_EQ(x_target.pulled, std::nullopt);
+}
+
+TEST_F(VmApi, reclaim_streams_progress_and_the_end) {
+  RawClient client(x_served.path());
+  client.send(
+      "POST /memory/reclaim HTTP/1.1\r\nContent-Length: 15\r\n\r\n{\"bytes\":\"all\"}"
+      "GET /state HTTP/1.1\r\n\r\n");
+  ASSERT_TRUE(client.read_until("chunked\r\n"));
+  IoThread& thread = x_served.thread();
+  thread.run_and_wait([&] {
+    EXPECT_EQ(x_target.pulled, UINT64_MAX);
+    x_target.on_progress(4096);
+  });
+  ASSERT_TRUE(client.read_until("{\"bytes\":4096}\n"));
+  thread.run_and_wait([&] {
+    x_target.on_done({.bytes = 8192,
+                      .took = std::chrono::milliseconds(12),
+                      .complete = false,
+                      .text = "the guest was \"reset\""});
+    x_target.on_progress = {};
+    x_target.on_done = {};
+  });
+  EXPECT_TRUE(
+      client.read_until("{\"bytes\":8192,\"took_ms\":12,\"complete\":false,"
+                        "\"text\":\"the guest was \\\"reset\\\"\"}\n"));
+  EXPECT_TRUE(client.read_until("\"name\":\"vm\""));  // the connection goes on
+}
+
+TEST_F(VmApi, reclaim_goes_on_without_its_client) {
+  {
+    RawClient client(x_served.path());
+    client.send("POST /memory/reclaim HTTP/1.1\r\nContent-Length: 15\r\n\r\n{\"bytes\":\"32M\"}");
+    ASSERT_TRUE(client.read_until("chunked\r\n"));
+  }
+  x_served.thread().run_and_wait([&] {
+    EXPECT_EQ(x_target.pulled, 32 * kMiB);
+    for (int i = 0; i < 1000; ++i) x_target.on_progress(4096);
+    x_target.on_done({.bytes = 8192, .complete = true});
+    x_target.on_progress = {};
+    x_target.on_done = {};
+  });
+  EXPECT_EQ(ask("GET", "/state").status, 200u);
+  x_served.expect_connections(0);
+}
+
+}  // namespace
+}  // namespace lethe

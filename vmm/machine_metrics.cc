@@ -1,0 +1,137 @@
+// What a machine tells of itself: its parts' counters, and how much host memory it holds.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "base/metrics.h"
+#include "devices/legacy/serial/serial.h"
+#include "devices/virtio/block/block.h"
+#include "devices/virtio/console/console.h"
+#include "devices/virtio/pci_transport.h"
+#include "devices/virtio/rng/rng.h"
+#include "vmm/machine.h"
+
+namespace lethe {
+namespace {
+
+uint64_t load(const std::atomic<uint64_t>& counter) {
+  return counter.load(std::memory_order_relaxed);
+}
+
+// This process's resident memory in bytes (proc(5), statm), 0 if it can't be read.
+uint64_t process_resident_bytes() {
+  const std::unique_ptr<FILE, int (*)(FILE*)> file(std::fopen("/proc/self/statm", "re"),
+                                                   std::fclose);
+  unsigned long long size = 0;
+  unsigned long long resident = 0;
+  if (!file || std::fscanf(file.get(), "%llu %llu", &size, &resident) != 2) return 0;
+  return resident * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
+// Bytes of guest memory that the host holds (mincore): 10 us a GiB of huge pages, 1 ms of small
+// ones.
+uint64_t resident_bytes(const GuestMemory& memory) {
+  constexpr uint64_t kPage = 4096;
+  constexpr uint64_t kStep = 256 * kMiB;
+  std::vector<unsigned char> pages(kStep / kPage);
+  uint64_t resident = 0;
+  for (const MemoryRegion& region : memory.regions()) {
+    if (region.removable) continue;
+    for (uint64_t offset = 0; offset < region.size; offset += kStep) {
+      const uint64_t size = std::min(kStep, region.size - offset);
+      if (::mincore(region.host + offset, size, pages.data()) != 0) continue;
+      resident += kPage * static_cast<uint64_t>(std::count_if(
+                              pages.begin(), pages.begin() + static_cast<ptrdiff_t>(size / kPage),
+                              [](unsigned char page) { return (page & 1) != 0; }));
+    }
+  }
+  return resident;
+}
+
+void report_queues(const VirtioPciTransport& transport, const char* device, MetricSink& sink) {
+  for (uint16_t i = 0; i < transport.queues(); ++i) {
+    const QueueCounters& queue = transport.queue_counters(i);
+    const std::string index = std::to_string(i);
+    sink.counter("lethe_queue_chains_total", "Descriptor chains taken from the guest.",
+                 load(queue.chains), {{"device", device}, {"queue", index}});
+    sink.counter("lethe_queue_interrupts_total", "Interrupts sent for the queue.",
+                 load(queue.interrupts), {{"device", device}, {"queue", index}});
+    sink.counter("lethe_queue_rejected_total", "Rules of the ring that the guest broke.",
+                 load(queue.rejected), {{"device", device}, {"queue", index}});
+  }
+}
+
+void report_transport(const VirtioPciTransport& transport, MetricSink& sink) {
+  const char* const device = transport.device().name();
+  const VirtioPciCounters& counters = transport.counters();
+  sink.gauge("lethe_virtio_driver_ok", "1 while a driver of the guest runs the device.",
+             (transport.status() & VIRTIO_CONFIG_S_DRIVER_OK) != 0 ? 1 : 0, {{"device", device}});
+  sink.counter("lethe_virtio_needs_reset_total", "Times the device gave up on its driver.",
+               load(counters.needs_resets), {{"device", device}});
+  sink.counter("lethe_virtio_registers_refused_total", "Writes to registers that were refused.",
+               load(counters.registers_refused), {{"device", device}});
+  sink.counter("lethe_virtio_kicks_by_exit_total", "Notifications that had to leave KVM.",
+               load(counters.kicks_by_exit), {{"device", device}});
+  sink.counter("lethe_virtio_config_interrupts_total", "Configuration changes told to the guest.",
+               load(counters.config_interrupts), {{"device", device}});
+  report_queues(transport, device, sink);
+}
+
+void report_block(const BlockDevice& disk, MetricSink& sink) {
+  const BlockCounters& counters = disk.counters();
+  const struct {
+    const char* kind;
+    const std::atomic<uint64_t>& count;
+  } kRequests[] = {{"read", counters.reads},
+                   {"write", counters.writes},
+                   {"flush", counters.flushes},
+                   {"discard", counters.discards},
+                   {"write_zeroes", counters.write_zeroes}};
+  for (const auto& [kind, count] : kRequests)
+    sink.counter("lethe_block_requests_total", "Requests by kind.", load(count),
+                 {{"device", disk.name()}, {"kind", kind}});
+  sink.counter("lethe_block_read_bytes_total", "Bytes read.", load(counters.bytes_read),
+               {{"device", disk.name()}});
+  sink.counter("lethe_block_written_bytes_total", "Bytes written.", load(counters.bytes_written),
+               {{"device", disk.name()}});
+  const struct {
+    const char* why;
+    const std::atomic<uint64_t>& count;
+  } kFailures[] = {{"host", counters.io_errors},
+                   {"refused", counters.refused},
+                   {"malformed", counters.malformed}};
+  for (const auto& [why, count] : kFailures)
+    sink.counter("lethe_block_failures_total", "Requests that failed, by reason.", load(count),
+                 {{"device", disk.name()}, {"why", why}});
+  sink.counter("lethe_block_throttled_total", "Times the rate limit held requests back.",
+               load(counters.throttled), {{"device", disk.name()}});
+}
+
+}  // namespace
+
+void Machine::report_metrics(MetricSink& sink) const {
+  sink.gauge("lethe_memory_size_bytes", "The guest's memory.",
+             static_cast<double>(x_memory->total_bytes()));
+  sink.gauge("lethe_memory_resident_bytes", "What of the guest's memory the host holds now.",
+             static_cast<double>(resident_bytes(*x_memory)));
+  sink.gauge("lethe_process_resident_bytes", "All memory of the process that the host holds now.",
+             static_cast<double>(process_resident_bytes()));
+  sink.gauge("lethe_vcpu_count", "Virtual CPUs.", static_cast<double>(x_vcpus.size()));
+  for (size_t i = 0; i < x_vcpus.size(); ++i)
+    sink.counter("lethe_vcpu_exits_total", "Exits from the guest to this process.",
+                 x_vcpus[i]->exits(), {{"vcpu", std::to_string(i)}});
+  report_legacy(sink);
+  for (const VirtioPciTransport* transport : x_transports) report_transport(*transport, sink);
+  for (const BlockDevice* disk : x_disks) report_block(*disk, sink);
+  const ConsoleCounters& console = x_virtio_console->counters();
+  sink.counter("lethe_console_out_bytes_total", "Bytes the guest wrote.", load(console.bytes_out),
+               {{"console", "virtio"}});
+  sink.counter("lethe_console_in_bytes_total", "Bytes the guest was given.", load(console.bytes_in),
+               {{"console", "virtio"}});
+}
+
+}  // namespace lethe
