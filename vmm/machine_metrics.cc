@@ -1,5 +1,6 @@
 // What a machine tells of itself: its parts' counters, and how much host memory it holds.
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -30,6 +31,15 @@ uint64_t process_resident_bytes() {
   unsigned long long resident = 0;
   if (!file || std::fscanf(file.get(), "%llu %llu", &size, &resident) != 2) return 0;
   return resident * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
+double process_cpu_seconds() {
+  rusage usage{};
+  if (::getrusage(RUSAGE_SELF, &usage) != 0) return 0;
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6;
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
 // Bytes of guest memory that the host holds (mincore): 10 us a GiB of huge pages, 1 ms of small
@@ -120,6 +130,8 @@ void Machine::report_metrics(MetricSink& sink) const {
              static_cast<double>(resident_bytes(*x_memory)));
   sink.gauge("lethe_process_resident_bytes", "All memory of the process that the host holds now.",
              static_cast<double>(process_resident_bytes()));
+  sink.gauge("lethe_process_cpu_seconds", "Processor time of the process, guest included.",
+             process_cpu_seconds());
   sink.gauge("lethe_vcpu_count", "Virtual CPUs.", static_cast<double>(x_vcpus.size()));
   for (size_t i = 0; i < x_vcpus.size(); ++i)
     sink.counter("lethe_vcpu_exits_total", "Exits from the guest to this process.",

@@ -2,6 +2,7 @@
 
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -14,12 +15,16 @@ namespace {
 
 // What restore() needs; plain statics, since a signal handler reads them.
 termios saved_mode;
+const char* farewell_text = "";
 std::atomic<int> raw_fd{-1};  // -1: nothing to restore
 
 void restore() {
   // SAFETY: tcsetattr is async-signal-safe (POSIX.1 2.4.3), and the exchange makes it happen once.
   const int fd = raw_fd.exchange(-1);
-  if (fd >= 0) (void)::tcsetattr(fd, TCSANOW, &saved_mode);
+  if (fd < 0) return;
+  if (*farewell_text != '\0') [[maybe_unused]]
+    const ssize_t written = ::write(fd, farewell_text, ::strlen(farewell_text));
+  (void)::tcsetattr(fd, TCSANOW, &saved_mode);
 }
 
 void restore_and_die(int signal) {
@@ -52,10 +57,11 @@ constexpr uint8_t kEscape = 1;  // Ctrl-A
 
 }  // namespace
 
-Result<std::unique_ptr<RawTerminal>> RawTerminal::enter(int fd) {
+Result<std::unique_ptr<RawTerminal>> RawTerminal::enter(int fd, const char* farewell) {
   LETHE_ASSERT(raw_fd.load() < 0);
   if (::tcgetattr(fd, &saved_mode) != 0)
     return host_error("the terminal does not tell its mode: {}", errno_text(errno));
+  farewell_text = farewell;
   install_once();
   raw_fd.store(fd);
   set_raw(fd);

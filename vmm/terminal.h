@@ -17,8 +17,10 @@ namespace lethe {
 // process that goes on (SIGCONT) is put back into raw mode by reapply(). One at a time.
 class RawTerminal {
  public:
-  // Fails when `fd` is no terminal, or refuses.
-  [[nodiscard]] static Result<std::unique_ptr<RawTerminal>> enter(int fd);
+  // Fails when `fd` is no terminal, or refuses. `farewell`, a constant, is written to it just
+  // before the mode is restored: to leave an alternate screen.
+  [[nodiscard]] static Result<std::unique_ptr<RawTerminal>> enter(int fd,
+                                                                  const char* farewell = "");
   ~RawTerminal();
   void reapply();
 

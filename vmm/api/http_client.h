@@ -13,6 +13,7 @@
 namespace lethe {
 
 inline constexpr size_t kClientAnswerBytesMax = 16 << 20;
+inline constexpr std::chrono::milliseconds kClientPatience{5000};
 
 struct ClientAnswer {
   unsigned status = 0;
@@ -25,7 +26,7 @@ struct ClientRequest {
   std::string path;
   std::string body = {};
   // The longest silence that is borne; answers in pieces may take longer in all.
-  std::chrono::milliseconds patience{5000};
+  std::chrono::milliseconds patience = kClientPatience;
   // Set when a signal asks for the end: http_request() then fails with kClientCancelled. Its waits
   // end at a signal, and look at it every 100 ms besides.
   const std::atomic<bool>* cancelled = nullptr;

@@ -20,13 +20,6 @@ bool parse_shard(const std::string& text, CheckOptions& options) {
   return true;
 }
 
-// CLI::Range lets "nan" pass.
-std::string refuse_scale(std::string& text) {
-  double scale = 0;
-  if (CLI::detail::lexical_cast(text, scale) && scale >= 0.01 && scale <= 1000) return {};
-  return fmt::format("Value {} not in range 0.01 to 1000", printable(text));
-}
-
 }  // namespace
 
 int command_check(int argc, char** argv) {
@@ -53,7 +46,7 @@ int command_check(int argc, char** argv) {
   line.app()
       .add_option("--timeout-scale", options.timeout_scale,
                   "Multiply all deadlines, for slow hosts (default: 1)")
-      ->check(CLI::Validator(refuse_scale, "in [0.01 - 1000]"));
+      ->check(number_between(0.01, 1000));
   // For our own tests: a stand-in for `lethe`.
   line.app().add_option("--program", options.program)->group("");
   if (const auto code = line.parse(argc, argv)) return *code;

@@ -81,6 +81,14 @@ TEST_F(Cli, wrong_words_are_one_line_and_exit_code_2) {
   expect_refused("stats", 2, "NAME is required");
   expect_refused("stats a b", 2, "'b' is one too many");
   expect_refused("stats a --jsn", 2, "did you mean '--json'?");
+  expect_refused("reclaim", 2, "NAME is required");
+  expect_refused("reclaim a b c", 2, "'c' is one too many");
+  for (const char* bytes : {"0", "-1", "1X", "some", "''", "99999999999999999999", "1.5G"})
+    expect_refused(fmt::format("reclaim a {}", bytes), 2, "");
+  expect_refused("top now", 2, "'now' is one too many");
+  expect_refused("top -d 0", 2, "--delay");
+  expect_refused("top -d nan", 2, "--delay");
+  expect_refused("top --sort size", 2, "--sort");
   expect_refused("version 2", 2, "'2' is one too many");
   expect_refused("check", 2, "CONFIG is required");
   expect_refused("check x --jobs 0", 2, "--jobs");
@@ -99,6 +107,9 @@ TEST_F(Cli, a_vm_that_does_not_run_is_one_line_and_exit_code_1) {
   write("lethe/crashed/lock", "1\n");
   write("lethe/crashed/api.sock", "");
   expect_refused("stats crashed", 1, "'crashed' does not run, nor does any other VM");
+  expect_refused("reclaim crashed", 1, "'crashed' does not run, nor does any other VM");
+  expect_refused("reclaim crashed 1M", 1, "'crashed' does not run, nor does any other VM");
+  EXPECT_THAT(lethe("top").out, StartsWith("0 VMs, "));
   expect_refused("stats ''", 1, "'' does not run");
   expect_refused("stats ../lethe/crashed", 1, "does not run");
   expect_refused(fmt::format("stats {}", std::string(300, 'a')), 1, "does not run");
@@ -163,7 +174,7 @@ TEST_F(Cli, validate_accepts_good_configs) {
 TEST_F(Cli, help_and_version_go_to_stdout) {
   for (const char* words :
        {"--help", "help", "-h", "run --help", "check -h", "validate --help", "doctor --help",
-        "stats --help", "version --help", "--version", "version"}) {
+        "stats --help", "top --help", "reclaim --help", "version --help", "--version", "version"}) {
     SCOPED_TRACE(words);
     const Ran ran = lethe(words);
     EXPECT_EQ(ran.code, 0);

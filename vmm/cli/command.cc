@@ -44,4 +44,14 @@ std::optional<int> CommandLine::parse(int argc, char** argv) {
   }
 }
 
+CLI::Validator number_between(double min, double max) {
+  return {[min, max](std::string& text) {
+            double number = 0;
+            if (CLI::detail::lexical_cast(text, number) && number >= min && number <= max)
+              return std::string();
+            return fmt::format("Value {} not in range {} to {}", printable(text), min, max);
+          },
+          fmt::format("in [{} - {}]", min, max)};
+}
+
 }  // namespace lethe

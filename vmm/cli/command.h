@@ -28,12 +28,17 @@ class CommandLine {
   CLI::App x_app;
 };
 
+// For CLI::Option::check(); CLI::Range lets "nan" pass.
+[[nodiscard]] CLI::Validator number_between(double min, double max);
+
 // argv[0] is the command's own name.
 int command_run(int argc, char** argv);
 int command_validate(int argc, char** argv);
 int command_doctor(int argc, char** argv);
 int command_check(int argc, char** argv);
 int command_stats(int argc, char** argv);
+int command_top(int argc, char** argv);
+int command_reclaim(int argc, char** argv);
 int command_version(int argc, char** argv);
 
 }  // namespace lethe

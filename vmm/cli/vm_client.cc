@@ -12,9 +12,10 @@
 namespace lethe {
 namespace json = boost::json;
 
-Result<std::string> get_text(const RunningVm& vm, std::string_view path) {
-  const auto answer =
-      http_request({.socket = vm.path + "/" + kApiSocketName, .path = std::string(path)});
+Result<std::string> get_text(const RunningVm& vm, std::string_view path,
+                             std::chrono::milliseconds patience) {
+  const auto answer = http_request(
+      {.socket = vm.path + "/" + kApiSocketName, .path = std::string(path), .patience = patience});
   if (!answer) return host_error("'{}' (process {}): {}", vm.name, vm.pid, answer.error().text);
   if (answer->status != 200) return host_error("'{}': {}", vm.name, error_in(*answer));
   return answer->body;
@@ -27,8 +28,9 @@ Result<json::value> parse_answer(const RunningVm& vm, std::string_view text) {
   return value;
 }
 
-Result<json::value> get_json(const RunningVm& vm, std::string_view path) {
-  LETHE_TRY_ASSIGN(const std::string text, get_text(vm, path));
+Result<json::value> get_json(const RunningVm& vm, std::string_view path,
+                             std::chrono::milliseconds patience) {
+  LETHE_TRY_ASSIGN(const std::string text, get_text(vm, path, patience));
   return parse_answer(vm, text);
 }
 

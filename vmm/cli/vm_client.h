@@ -14,9 +14,12 @@ namespace lethe {
 
 // GET `path` of the VM's control API: the JSON it answers with, whose depth and size are bounded.
 // Errors are one line that names the VM.
-[[nodiscard]] Result<std::string> get_text(const RunningVm& vm, std::string_view path);
+[[nodiscard]] Result<std::string> get_text(const RunningVm& vm, std::string_view path,
+                                           std::chrono::milliseconds patience = kClientPatience);
 [[nodiscard]] Result<boost::json::value> parse_answer(const RunningVm& vm, std::string_view text);
-[[nodiscard]] Result<boost::json::value> get_json(const RunningVm& vm, std::string_view path);
+[[nodiscard]] Result<boost::json::value> get_json(
+    const RunningVm& vm, std::string_view path,
+    std::chrono::milliseconds patience = kClientPatience);
 
 // The text of {"error": TEXT}, or the HTTP status in words.
 [[nodiscard]] std::string error_in(const ClientAnswer& answer);

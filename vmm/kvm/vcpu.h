@@ -76,7 +76,7 @@ class Vcpu {
   uint32_t x_index;
   std::atomic<bool> x_stop{false};
   std::atomic<uint64_t> x_exits{0};  // written by the vCPU's thread
-  std::atomic<int> x_thread_id{0};  // of the thread inside run(), 0 outside
+  std::atomic<int> x_thread_id{0};   // of the thread inside run(), 0 outside
 };
 
 // What KVM can offer to guests here.
