@@ -1,5 +1,6 @@
 #include "guests/hostile.h"
 
+#include <linux/virtio_balloon.h>
 #include <linux/virtio_ids.h>
 
 #include "kernel/boot.h"
@@ -35,20 +36,21 @@ const char* outcome_name(Outcome outcome) {
 
 bool Target::is_blk() const { return virtio_id_ == VIRTIO_ID_BLOCK; }
 bool Target::is_rng() const { return virtio_id_ == VIRTIO_ID_RNG; }
+bool Target::is_balloon() const { return virtio_id_ == VIRTIO_ID_BALLOON; }
 
 Target& Target::find() {
   if (data_ != nullptr) return *this;
   CHECK(device_.open(virtio_id_));
-  data_ = static_cast<uint8_t*>(alloc_pages(1));
+  data_ = static_cast<uint8_t*>(alloc_pages(3));
   request_ = alloc_page_as<BlkRequest>();
-  device_.start(feature(VIRTIO_RING_F_INDIRECT_DESC));
+  device_.start(features_);
   queue_.open(device_, queue_index_, 0, kNoVector, false);
   must_still_work();
   return *this;
 }
 
 void Target::restart() {
-  device_.start(feature(VIRTIO_RING_F_INDIRECT_DESC));
+  device_.start(features_);
   queue_.reopen();
   device_.driver_ok();
 }
@@ -62,14 +64,27 @@ uint16_t Target::lay_good_chain() {
     set_desc(*this, 2, physical(&request_->status), 1, VRING_DESC_F_WRITE, 0);
     return 3;
   }
-  if (!is_rng()) memcpy(data_, "still here\n", 11);
-  set_desc(*this, 0, physical(data_), is_rng() ? kGoodBytes : 11,
-           device_writes() ? VRING_DESC_F_WRITE : 0, 0);
+  uint32_t length = kGoodBytes;
+  if (is_reporting()) {
+    length = kPageSize;
+  } else if (is_balloon()) {
+    // Pages of which nothing else is known: those that data_ is followed by.
+    auto* pfns = reinterpret_cast<uint32_t*>(data_);
+    length = 2 * sizeof(*pfns);
+    for (uint32_t i = 0; i < 2; ++i) {
+      pfns[i] = static_cast<uint32_t>(physical(data_) / kPageSize) + 1 + i;
+    }
+  } else if (!is_rng()) {
+    memcpy(data_, "still here\n", 11);
+    length = 11;
+  }
+  set_desc(*this, 0, physical(data_), length, device_writes() ? VRING_DESC_F_WRITE : 0, 0);
   return 1;
 }
 
 void Target::good_request() {
-  memset(data_, 0, kSectorSize);
+  memset(data_, is_balloon() ? 0x5a : 0, kSectorSize);
+  if (is_balloon()) data_[kPageSize] = 0x5a;
   lay_good_chain();
   send_head(*this, 0);
   CHECK_SOON(queue_.has_used());
@@ -83,6 +98,8 @@ void Target::good_request() {
     CHECK(e.len > 0 && e.len <= kGoodBytes);
   } else {
     CHECK_EQ(e.len, 0);
+    // The balloon took the page, and gave another.
+    if (is_balloon()) CHECK_EQ(data_[is_reporting() ? 0 : kPageSize], 0);
   }
   CHECK(!device_.needs_reset());
 }
@@ -113,6 +130,15 @@ Target& rng_target() {
 }
 Target& console_target() {
   static Target target("console", VIRTIO_ID_CONSOLE, 1);
+  return target.find();
+}
+Target& inflate_target() {
+  static Target target("inflate", VIRTIO_ID_BALLOON, 0);
+  return target.find();
+}
+Target& report_target() {
+  // The first index after inflate's and deflate's: no other queue is negotiated.
+  static Target target("report", VIRTIO_ID_BALLOON, 2, feature(VIRTIO_BALLOON_F_REPORTING));
   return target.find();
 }
 
@@ -158,24 +184,39 @@ void guest_main() {
       {"rings-blk", [] { rings(blk_target()); }},
       {"rings-rng", [] { rings(rng_target()); }},
       {"rings-console", [] { rings(console_target()); }},
+      {"rings-inflate", [] { rings(inflate_target()); }},
+      {"rings-report", [] { rings(report_target()); }},
       {"indirect-blk", [] { indirect(blk_target()); }},
       {"indirect-rng", [] { indirect(rng_target()); }},
       {"indirect-console", [] { indirect(console_target()); }},
+      {"indirect-inflate", [] { indirect(inflate_target()); }},
+      {"indirect-report", [] { indirect(report_target()); }},
       {"setup-blk", [] { setup(blk_target()); }},
       {"setup-rng", [] { setup(rng_target()); }},
       {"setup-console", [] { setup(console_target()); }},
+      {"setup-inflate", [] { setup(inflate_target()); }},
+      {"setup-report", [] { setup(report_target()); }},
       {"doorbells-blk", [] { doorbells(blk_target()); }},
       {"doorbells-rng", [] { doorbells(rng_target()); }},
       {"doorbells-console", [] { doorbells(console_target()); }},
+      {"doorbells-inflate", [] { doorbells(inflate_target()); }},
+      {"doorbells-report", [] { doorbells(report_target()); }},
       {"registers-blk", [] { registers(blk_target()); }},
       {"registers-rng", [] { registers(rng_target()); }},
       {"registers-console", [] { registers(console_target()); }},
+      {"registers-inflate", [] { registers(inflate_target()); }},
+      {"registers-report", [] { registers(report_target()); }},
       {"config-space", [] { config_space(blk_target()); }},
       {"config-window", [] { config_window(blk_target()); }},
       {"msix", [] { msix(blk_target()); }},
       {"moved-bars", moved_bars},
       {"ports", ports},
       {"blk-requests", blk_requests},
+      {"balloon-pages", balloon_pages},
+      {"balloon-reports", balloon_reports},
+      {"balloon-others", balloon_others},
+      {"balloon-own-rings", balloon_own_rings},
+      {"balloon-own-kernel", balloon_own_kernel, true},
       {"fuzz", fuzz},
       {"race", race, true},
   };

@@ -21,19 +21,26 @@ enum Outcome : unsigned {
 };
 inline constexpr unsigned kRefused = kNeedsReset | kStatusError;
 
-// A device under attack: block, rng, or the console's transmit queue.
+// A device under attack: block, rng, the console's transmit queue, the balloon's inflate or
+// reporting queue. `features` are what the queue needs, indirect descriptors aside.
 class Target {
  public:
-  Target(const char* name, unsigned virtio_id, uint16_t queue_index)
-      : name_(name), virtio_id_(virtio_id), queue_index_(queue_index) {}
+  Target(const char* name, unsigned virtio_id, uint16_t queue_index, uint64_t features = 0)
+      : name_(name),
+        virtio_id_(virtio_id),
+        queue_index_(queue_index),
+        features_(features | kernel::feature(VIRTIO_RING_F_INDIRECT_DESC)) {}
 
   const char* name() const { return name_; }
   bool is_blk() const;
   bool is_rng() const;
+  bool is_balloon() const;
+  bool is_reporting() const { return is_balloon() && device_writes(); }
+  uint64_t features() const { return features_; }
   kernel::VirtioDevice& device() { return device_; }
   kernel::Virtqueue& queue() { return queue_; }
   // Whether the device only reads from the chains of this queue, or only writes to them.
-  bool device_writes() const { return is_rng(); }
+  bool device_writes() const { return is_rng() || (is_balloon() && queue_index_ != 0); }
 
   // Finds the device, allocates its rings and tries it; the first time only.
   Target& find();
@@ -54,6 +61,7 @@ class Target {
   const char* name_;
   unsigned virtio_id_;
   uint16_t queue_index_;
+  uint64_t features_;
   kernel::VirtioDevice device_;
   kernel::Virtqueue queue_;
   uint8_t* data_ = nullptr;
@@ -63,6 +71,8 @@ class Target {
 Target& blk_target();
 Target& rng_target();
 Target& console_target();
+Target& inflate_target();
+Target& report_target();
 
 struct Attack {
   const char* name;
@@ -84,7 +94,7 @@ void send_head(Target& target, uint16_t head);
 void set_desc(Target& target, uint16_t index, uint64_t address, uint32_t length, uint16_t flags,
               uint16_t next);
 
-// hostile_ring.cc: on each of the three devices.
+// hostile_ring.cc: on each of the devices.
 void rings(Target& target);
 void indirect(Target& target);
 // hostile_setup.cc
@@ -99,6 +109,12 @@ void moved_bars();
 void ports();
 // hostile_blk.cc
 void blk_requests();
+// hostile_balloon.cc
+void balloon_pages();
+void balloon_reports();
+void balloon_others();
+void balloon_own_rings();
+void balloon_own_kernel();
 // hostile_fuzz.cc
 void fuzz();
 // hostile_race.cc: needs a second CPU.

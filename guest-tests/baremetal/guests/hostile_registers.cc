@@ -207,7 +207,7 @@ void msix(Target& target) {
   // Vectors that the table does not have read back as none (section 4.1.5.1.2).
   const uint16_t wrong[] = {static_cast<uint16_t>(m.size()), kNoSuchVector, 0x7fff};
   for (const uint16_t vector : wrong) {
-    d.start(feature(VIRTIO_RING_F_INDIRECT_DESC));
+    d.start(target.features());
     target.queue().reopen();
     d.select_queue(target.queue().index());
     d.set_common16(VIRTIO_PCI_COMMON_Q_MSIX, vector);
@@ -237,7 +237,7 @@ void msix(Target& target) {
       {0x00001000, 0, 0x60},
   };
   for (const Entry& e : entries) {
-    d.start(feature(VIRTIO_RING_F_INDIRECT_DESC));
+    d.start(target.features());
     target.queue().reopen();
     m.enable();
     for (uint64_t at = m.table(); at < m.table() + 16 * m.size(); at += 16) {
@@ -270,7 +270,7 @@ void msix(Target& target) {
   });
   m.enable();
   m.route(0, kVectorFirst, lapic_id());
-  d.start(feature(VIRTIO_RING_F_INDIRECT_DESC));
+  d.start(target.features());
   target.queue().reopen();
   d.set_common16(VIRTIO_PCI_COMMON_MSIX, 0);
   CHECK_EQ(d.common16(VIRTIO_PCI_COMMON_MSIX), 0);

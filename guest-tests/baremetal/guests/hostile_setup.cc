@@ -21,7 +21,7 @@ void settle() {
 
 // Negotiated, not yet DRIVER_OK, nothing enabled.
 void negotiate(Target& t) {
-  t.device().start(feature(VIRTIO_RING_F_INDIRECT_DESC));
+  t.device().start(t.features());
   t.device().select_queue(t.queue().index());
 }
 
@@ -189,7 +189,7 @@ void try_live_changes(Target& t) {
   d.set_common16(VIRTIO_PCI_COMMON_Q_RESET, 0xffff);
   settle();
   t.must_still_work();
-  d.start(feature(VIRTIO_F_RING_RESET));
+  d.start(t.features() | feature(VIRTIO_F_RING_RESET));
   d.select_queue(t.queue().index());
   d.set_common16(VIRTIO_PCI_COMMON_Q_RESET, 1);
   CHECK_SOON(d.common16(VIRTIO_PCI_COMMON_Q_RESET) == 0);

@@ -77,6 +77,13 @@ void* alloc_pages(size_t count, uint64_t align) {
   return reinterpret_cast<void*>(begin);
 }
 
+void take_memory(uint64_t keep, uint64_t* begin, uint64_t* end) {
+  CHECK(keep < last_page - next_page);
+  *begin = (next_page + keep + kPageSize - 1) & ~(kPageSize - 1);
+  *end = last_page;
+  last_page = *begin;
+}
+
 void map_identity(uint64_t address, uint64_t size, bool uncached) {
   const uint64_t flags = kPresentWritable | kLargePage | (uncached ? kUncached : 0);
   for (uint64_t at = address & ~(k2MiB - 1); at < address + size; at += k2MiB) {

@@ -22,6 +22,9 @@ inline constexpr uint64_t k4GiB = uint64_t{1} << 32;
 // VMM's memory starts as zeroes. Fails a CHECK when memory is out.
 void* alloc_pages(size_t count, uint64_t align = kPageSize);
 
+// Takes all that alloc_pages() has left but the first `keep` bytes: [begin, end), whole pages.
+void take_memory(uint64_t keep, uint64_t* begin, uint64_t* end);
+
 template <typename T>
 T* alloc_page_as() {
   static_assert(sizeof(T) <= kPageSize);

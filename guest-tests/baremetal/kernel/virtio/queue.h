@@ -66,6 +66,8 @@ class Virtqueue {
   void set_no_interrupt(bool on);
   void set_used_event(uint16_t value);
   uint16_t last_used() const { return last_used_; }
+  // How many descriptors are free.
+  uint16_t room() const { return free_count_; }
 
  private:
   void free_chain(uint16_t head);

@@ -1,0 +1,157 @@
+// The whole way: a guest fills its memory, frees some of it, its scanner reports that, and the
+// guest uses it again. With wait=1 on the command line it stops at each stage until the host has
+// looked and sends a byte to the serial port; meanwhile it serves the balloon as a kernel would.
+#include "guests/balloon.h"
+#include "kernel/boot.h"
+#include "kernel/check.h"
+#include "kernel/clock.h"
+#include "kernel/cpu.h"
+#include "kernel/memory.h"
+#include "kernel/memory_return.h"
+
+using namespace kernel;
+
+namespace balloon {
+namespace {
+
+constexpr size_t kBlocksMax = 512;
+constexpr unsigned kRounds = 3;
+constexpr uint64_t kWaitMs = 120000;
+
+uint64_t blocks[kBlocksMax];  // 0: not ours now
+size_t block_count;
+virtio_balloon_stat statistics_buffer[2];
+
+// Tells no more than the driver of a kernel would: free and total memory.
+void serve_statistics(BalloonDriver& d, MemoryReturn& memory) {
+  if (!d.has(BalloonQueue::kStats)) return;
+  Virtqueue& queue = d.queue(BalloonQueue::kStats);
+  static bool sent = false;
+  Used used = {};
+  if (sent && !queue.pop(used)) return;
+  sent = true;
+  statistics_buffer[0] = {VIRTIO_BALLOON_S_MEMFREE, memory.free_bytes()};
+  statistics_buffer[1] = {VIRTIO_BALLOON_S_MEMTOT, memory.zone(1).end() - memory.zone(0).begin()};
+  const Buffer b = readable(statistics_buffer, sizeof(statistics_buffer));
+  queue.publish(queue.add(&b, 1));
+  queue.kick();
+}
+
+bool serial_byte() {
+  if ((in8(kSerialPort + 5) & 1) == 0) return false;
+  in8(kSerialPort);
+  return true;
+}
+
+void stage(const char* name, MemoryReturn& memory, uint64_t mib) {
+  print("stage %s %lu MiB\n", name, mib);
+  if (option_number("wait", 0) == 0) return;
+  const Deadline deadline(kWaitMs);
+  while (!serial_byte()) {
+    CHECK(!deadline.passed());
+    serve_statistics(driver(), memory);
+    if (memory.hint()) print("hinted, %lu MiB free\n", memory.free_bytes() >> 20);
+    while (memory.follow_target()) {
+      if (memory.ballooned_bytes() % (uint64_t{16} << 20) == 0) {
+        print("balloon %lu MiB\n", memory.ballooned_bytes() >> 20);
+      }
+    }
+    wait_until([] { return false; }, 10);
+  }
+}
+
+uint64_t tag(unsigned round, size_t i) { return 1000 * (round + 1) + i; }
+
+// Takes every block there is; what the previous round returned reads as returned memory.
+void fill(MemoryReturn& memory, unsigned round) {
+  for (size_t i = 0; i < kBlocksMax; ++i) {
+    if (blocks[i] != 0) continue;
+    const uint64_t address = memory.allocate(kOrder2MiB);
+    if (address == kNoMemory) break;
+    blocks[i] = address;
+    if (i >= block_count) block_count = i + 1;
+    // From the second round on all of it was returned. Under the policy lazy it may have any of its
+    // old contents, and nobody remembers whose block it was.
+    if (round > 0 && option("old") == nullptr) check_returned(address, 0, 0);
+    write_block(address, tag(round, i));
+  }
+}
+
+}  // namespace
+
+void memory_return() {
+  static MemoryReturn memory;
+  BalloonDriver& d = driver();
+  CHECK(d.has(BalloonQueue::kReport));
+  ScannerOptions options;
+  options.isolated_max = option_number("isolated_mib", 64) << 20;
+  options.high_water = option_number("high_water", 16);
+  memory.init(d, options);
+  const Scanner& scanner = memory.scanner();
+  stage("start", memory, memory.free_bytes() >> 20);
+  static unsigned written_in[kBlocksMax];
+  uint64_t freed = 0;
+  for (unsigned round = 0; round < kRounds; ++round) {
+    for (size_t i = 0; i < kBlocksMax; ++i) {
+      if (blocks[i] == 0) written_in[i] = round;
+    }
+    fill(memory, round);
+    CHECK(block_count >= 16);
+    stage("filled", memory, block_count * 2);
+    // Three of four, others in each round.
+    uint64_t freed_now = 0;
+    for (size_t i = 0; i < block_count; ++i) {
+      if (i % 4 == round % 4) continue;
+      check_block(blocks[i], tag(written_in[i], i));
+      memory.free(blocks[i]);
+      blocks[i] = 0;
+      freed_now += k2MiB;
+      memory.poll();
+    }
+    memory.flush();
+    freed += freed_now;
+    CHECK(scanner.reported_bytes() >= freed);
+    CHECK(scanner.isolated_most() <= options.isolated_max);
+    for (size_t i = 0; i < block_count; ++i) {
+      if (blocks[i] != 0) check_block(blocks[i], tag(written_in[i], i));
+    }
+    stage("returned", memory, freed_now >> 20);
+  }
+  fill(memory, kRounds);
+  stage("refilled", memory, block_count * 2);
+  print("reported %lu MiB, at most %lu MiB away\n", scanner.reported_bytes() >> 20,
+        scanner.isolated_most() >> 20);
+}
+
+// Everything free at once, and a small bound: the scanner never has more away, and an allocation
+// that finds nothing waits for what is away instead of failing.
+void isolation_bound() {
+  static MemoryReturn memory;
+  BalloonDriver& d = driver();
+  ScannerOptions options;
+  options.isolated_max = uint64_t{8} << 20;
+  options.high_water = 1;
+  memory.init(d, options);
+  const uint64_t all = memory.free_bytes();
+  for (unsigned round = 0; round < 20; ++round) {
+    size_t count = 0;
+    for (uint64_t b; count < kBlocksMax && (b = memory.allocate(kOrder2MiB)) != kNoMemory;) {
+      *reinterpret_cast<uint64_t*>(b) = b;
+      blocks[count++] = b;
+      memory.poll();
+    }
+    if (round == 0) block_count = count;
+    CHECK_EQ(count, block_count);  // what is away is never missing
+    for (size_t i = 0; i < count; ++i) {
+      CHECK_EQ(*reinterpret_cast<uint64_t*>(blocks[i]), blocks[i]);
+      memory.free(blocks[i]);
+      memory.poll();
+      CHECK(memory.scanner().isolated_bytes() <= options.isolated_max);
+    }
+  }
+  memory.flush();
+  CHECK_EQ(memory.free_bytes(), all);
+  CHECK(memory.scanner().isolated_most() <= options.isolated_max);
+}
+
+}  // namespace balloon
