@@ -52,6 +52,12 @@ class VirtioDevice {
   // `queue` is live: the device owns it until stop_queue() or reset(). `kick` is signalled by the
   // driver's notifications and stays valid as long; the device looks once without a kick too.
   virtual void start_queue(uint16_t index, std::unique_ptr<Queue> queue, const EventFd& kick) = 0;
+  // A queue whose notifications are served while the driver waits: its doorbell is bound to no
+  // eventfd; instead the transport calls kicked(), and the vCPU that notified goes on only when
+  // that has returned. Asked after start(), when a queue goes live. For what the driver may take
+  // back once its notification is out (balloon hints); everything else is quicker with an eventfd.
+  [[nodiscard]] virtual bool serves_kicks(uint16_t /*index*/) const { return false; }
+  virtual void kicked(uint16_t /*index*/) {}
   // One queue's reset (2.6.1): completes or drops what is in flight, then destroys the queue.
   virtual void stop_queue(uint16_t index) = 0;
   // The device's reset (2.4): every queue stopped, state as after construction. Also called before

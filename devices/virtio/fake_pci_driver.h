@@ -33,6 +33,10 @@ class FakeVirtioDevice : public VirtioDevice {
   void start_queue(uint16_t index, std::unique_ptr<Queue> queue, const EventFd& kick) override;
   void stop_queue(uint16_t index) override;
   void reset() override;
+  [[nodiscard]] bool serves_kicks(uint16_t index) const override { return index == served_queue; }
+  void kicked(uint16_t index) override {
+    if (on_kicked) on_kicked(index);
+  }
 
   // Changes the configuration, from any thread. The caller tells the transport.
   void set_config(uint32_t offset, std::span<const uint8_t> from) { write_config(offset, from); }
@@ -44,6 +48,8 @@ class FakeVirtioDevice : public VirtioDevice {
   std::map<uint16_t, std::unique_ptr<Queue>> queues;
   std::map<uint16_t, const EventFd*> kicks;
   int resets = 0;
+  int served_queue = -1;                      // the queue whose kicks it serves itself
+  std::function<void(uint16_t)> on_kicked;    // called in kicked()
   std::function<void()> on_reset;             // called first in reset() and in stop_queue()
   std::function<void(VirtioHost&)> on_start;  // called last in start()
 

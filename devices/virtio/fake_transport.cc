@@ -62,6 +62,13 @@ void FakeTransport::reset() {
 void FakeTransport::stop_queue(uint16_t index) { x_device.stop_queue(index); }
 void FakeTransport::restart_queue(uint16_t index) { give_queue(index); }
 
+void FakeTransport::kick(uint16_t index) {
+  if (x_device.serves_kicks(index))
+    x_device.kicked(index);
+  else
+    x_queues[index]->kick.signal();
+}
+
 void FakeTransport::kick_if_wanted(uint16_t index) {
   if (driver(index).kick_wanted()) kick(index);
 }

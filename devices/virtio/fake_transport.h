@@ -53,7 +53,8 @@ class FakeTransport : public VirtioHost {
   [[nodiscard]] const QueueCounters& counters(uint16_t index) { return x_queues[index]->counters; }
 
   // A notification, whether the device wants one or not.
-  void kick(uint16_t index) { x_queues[index]->kick.signal(); }
+  // Returns once it is served if the device serves the queue's kicks itself.
+  void kick(uint16_t index);
   // A notification if the device wants one for what was published.
   void kick_if_wanted(uint16_t index);
   // One chain there and back: the bytes the device says it wrote. Nothing if the ring is full or

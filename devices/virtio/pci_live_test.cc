@@ -68,6 +68,22 @@ TEST_F(VirtioPciLive, kicks_arrive_by_exit_where_no_ioeventfd_could_be_bound) {
   EXPECT_EQ(transport->counters().registers_refused, 3U);
 }
 
+TEST_F(VirtioPciLive, a_queue_that_serves_its_kicks_has_done_so_when_the_driver_goes_on) {
+  device->served_queue = 1;
+  std::vector<uint16_t> served;
+  device->on_kicked = [&](uint16_t index) { served.push_back(index); };
+  ASSERT_TRUE(driver->bring_up());
+  EXPECT_THAT(machine.doorbells.bound(), ElementsAre(notify_at(), notify_at() + 8));
+  machine.write(notify_at() + 4, 1, 2);
+  EXPECT_THAT(served, ElementsAre(1));
+  EXPECT_EQ(device->kicks[1]->take(), 0U);
+  machine.write(notify_at() + 4, 1, 4);
+  EXPECT_THAT(served, ElementsAre(1, 1));
+  driver->reset();
+  machine.write(notify_at() + 4, 1, 2);  // no longer live
+  EXPECT_THAT(served, ElementsAre(1, 1));
+}
+
 TEST_F(VirtioPciLive, doorbells_follow_a_bar_that_moves) {
   ASSERT_TRUE(driver->bring_up());
   machine.config_write(1, PCI_BASE_ADDRESS_0, 0xD000'0000, 4);

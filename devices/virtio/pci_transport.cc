@@ -206,12 +206,16 @@ void VirtioPciTransport::bar_write(unsigned /*bar*/, uint64_t offset,
 }
 
 // Notifications reach this only where no ioeventfd took them: before DRIVER_OK, when binding one
-// failed, and through PCI_CFG. The address tells the queue; like an ioeventfd, any value will do.
+// failed, through PCI_CFG, and of queues that are served while the driver waits. The address tells
+// the queue; like an ioeventfd, any value will do.
 bool VirtioPciTransport::kick(uint64_t offset) {
   const uint64_t index = offset / kNotifyMultiplier;
   if (offset % kNotifyMultiplier != 0 || index >= x_queues.size() || !x_queues[index].live)
     return false;
-  x_lines[index]->kick.signal();
+  if (x_device->serves_kicks(static_cast<uint16_t>(index)))
+    x_device->kicked(static_cast<uint16_t>(index));
+  else
+    x_lines[index]->kick.signal();
   x_counters.kicks_by_exit.fetch_add(1, std::memory_order_relaxed);
   return true;
 }
@@ -229,7 +233,7 @@ void VirtioPciTransport::bar_unmapping(unsigned /*bar*/) {
 void VirtioPciTransport::bind_doorbell(uint16_t index) {
   QueueRegisters& queue = x_queues[index];
   const auto bar = mapped_at(kBar);
-  if (!queue.live || queue.doorbell || !bar) return;
+  if (!queue.live || queue.doorbell || !bar || x_device->serves_kicks(index)) return;
   const uint64_t address = *bar + kNotifyOffset + index * kNotifyMultiplier;
   if (auto bound = x_environment.doorbells.bind_doorbell(address, x_lines[index]->kick); !bound) {
     // kick() serves the queue, slower.
