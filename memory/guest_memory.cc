@@ -131,7 +131,8 @@ Result<std::unique_ptr<GuestMemory>> GuestMemory::create(std::span<const Range> 
                            .size = range.size,
                            .host = mapping.host,
                            .fd = mapping.fd.get(),
-                           .removable = false});
+                           .removable = false,
+                           .backing = options.backing});
     mappings.push_back(std::move(mapping));
   }
   return std::unique_ptr<GuestMemory>(new GuestMemory(std::move(map), std::move(mappings)));
@@ -180,8 +181,12 @@ Result<> GuestMemory::add_region(GuestAddr start, uint64_t size, uint8_t* host) 
     if (overlaps) return;
     const auto after = std::find_if(regions.begin(), regions.end(),
                                     [&](const MemoryRegion& r) { return r.start > start; });
-    regions.insert(after,
-                   {.start = start, .size = size, .host = host, .fd = -1, .removable = true});
+    regions.insert(after, {.start = start,
+                           .size = size,
+                           .host = host,
+                           .fd = -1,
+                           .removable = true,
+                           .backing = MemoryBacking::kAnonymous});
   });
   if (overlaps)
     return host_error("guest memory at {:#x}, {}, overlaps another region", start.value,

@@ -54,6 +54,7 @@ struct MemoryRegion {
   uint8_t* host = nullptr;  // RAM: congruent to `start` modulo 2 MiB
   int fd = -1;              // the memfd behind it, -1 if anonymous
   bool removable = false;   // added by add_region(): device memory, not RAM
+  MemoryBacking backing = MemoryBacking::kAnonymous;  // of RAM
 
   [[nodiscard]] bool contains(GuestAddr address, uint64_t length) const {
     // Written so that nothing can overflow: address >= start is checked first.

@@ -1,27 +1,32 @@
 // The return pipeline: what a guest gave back (balloon inflate, free page reporting, free page
 // hinting) on its way to the host. DESIGN 4.2.
 //
-// Ranges are validated whole, merged across descriptors, and forgotten by the policy in force.
-// Memory use is constant: a fixed number of ranges, and at most `isolated_max` bytes of them, are
-// held at a time; the owner of the queue keeps its descriptors until flush() has returned.
+// Ranges are validated whole, merged across descriptors, and forgotten by the policy in force: when
+// flush() has returned true, none of them can be read through guest memory any more (kLazy
+// excepted), whatever the host refused meanwhile. Memory use is constant: a fixed number of ranges;
+// at most `isolated_max` bytes of them are held at a time, or one chain's if that alone is larger.
+// The owner of the queue keeps its descriptors until then:
 //
-//   for each chain: for each range: if (add(...) == kFull) { flush(); complete chains; add again }
-//   flush(); complete the chains
+//   for each chain, for each range: while (add(...) == kFull) flush();
+//   while (!flush()) come back later;      // false: this wake-up's budget is used up
+//   complete the chains; given_back(bytes that add() took of them)
 //
-// Threading: one thread (the balloon's) adds and flushes; policy, poison and metrics may be set and
-// read by any thread.
+// Threading: one thread (the balloon's) adds, flushes and gives back; policy, metrics and counters
+// may be set and read by any thread.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
-#include <span>
 #include <vector>
 
 #include "base/histogram.h"
 #include "base/metrics.h"
 #include "memory/guest_memory.h"
+#include "memory/memory_ops.h"
 
 namespace lethe {
 
@@ -44,17 +49,133 @@ class ChunkTaker {
   virtual ~ChunkTaker() = default;
   // Moves the chunk at `host` (2 MiB aligned, private anonymous guest memory) out of guest memory:
   // when it returns true the old content can't be read there any more. False: nothing happened
-  // (pool full, switched off, pinned page...), the caller discards. Any thread but the fault thread.
+  // (pool full, switched off, pinned page...), the caller discards. Any thread but the fault
+  // thread.
   [[nodiscard]] virtual bool take(uint8_t* host) = 0;
 };
 
-// The system calls that give memory back; tests make them fail. Return 0 or an errno value.
-class MemoryOps {
+struct ReturnPipelineOptions {
+  uint64_t isolated_max = 64 * kMiB;  // bytes taken from the guest and not yet given back
+  ChunkTaker* taker = nullptr;        // none: kPool discards
+  MemoryOps* ops = nullptr;           // none: the system's
+  // Runs when set_poison() changes the value, before anything is returned under it: for the pool.
+  std::function<void(uint32_t)> poison_changed = {};
+  // One flush() does no more than this, and then a piece of at most kPieceBytes.
+  uint64_t wake_bytes_max = 1 * kGiB;
+  std::chrono::microseconds wake_time_max{10'000};
+};
+
+// What was done with returned memory, in bytes unless said otherwise. The pipeline's thread writes,
+// any thread reads. Of the ranges that were taken, each byte is in exactly one of `moved`, `freed`,
+// `lazy`, `overwritten` and `absent`, and in `repeated` if a range held it twice before a flush.
+struct ReturnCounters {
+  std::array<std::atomic<uint64_t>, kReturnSources> taken{};    // add() == kTaken
+  std::array<std::atomic<uint64_t>, kReturnSources> refused{};  // ranges that broke a rule
+  std::atomic<uint64_t> ranges{0};                              // ranges taken
+  std::atomic<uint64_t> merged{0};  // ranges that became part of another one
+  std::atomic<uint64_t> repeated{0};
+  std::atomic<uint64_t> moved{0};             // to the ChunkTaker
+  std::atomic<uint64_t> freed{0};             // resident before, and given to the host
+  std::atomic<uint64_t> lazy{0};              // MADV_FREE: the host takes it when it needs it
+  std::atomic<uint64_t> overwritten{0};       // forgotten in place: not given back
+  std::atomic<uint64_t> absent{0};            // there was nothing there
+  std::atomic<uint64_t> host_failures{0};     // system calls that failed
+  std::atomic<uint64_t> budget_ends{0};       // flushes that ended with work left
+  std::atomic<uint64_t> isolated{0};          // now
+  std::atomic<uint64_t> isolated_highest{0};  // ever
+};
+
+class ReturnPipeline {
  public:
-  virtual ~MemoryOps() = default;
-  [[nodiscard]] virtual int advise(uint8_t* host, uint64_t size, int advice);       // madvise
-  [[nodiscard]] virtual int punch_hole(int fd, uint64_t offset, uint64_t size);     // fallocate
-  static MemoryOps& system();
+  static constexpr size_t kRangesMax = 1024;
+  static constexpr uint64_t kPieceBytes = 16 * kMiB;
+
+  enum class Added : uint8_t {
+    kTaken,
+    kFull,     // nothing changed: flush() first
+    kRefused,  // empty, not in whole pages, or not wholly in one region of RAM; counted
+  };
+
+  // `memory`, taker and ops must outlive the pipeline.
+  explicit ReturnPipeline(const GuestMemory& memory, ReturnPipelineOptions options = {});
+
+  // The pipeline's thread.
+  [[nodiscard]] Added add(GuestAddr start, uint64_t bytes, ReturnSource source);
+  // The same for a slice of guest memory.
+  [[nodiscard]] Added add(const IoSlice& slice, ReturnSource source);
+  // Whether add() would not refuse it.
+  [[nodiscard]] bool valid(GuestAddr start, uint64_t bytes) const;
+  // A flush ended before its work: add() takes nothing now.
+  [[nodiscard]] bool flushing() const { return x_flushing; }
+  // Forgets what add() took. True: all of it is done. False: the budget is used up; call again.
+  [[nodiscard]] bool flush();
+  // The same, however long it takes.
+  void flush_all();
+  // The guest has `bytes` of what was taken back: no longer isolated.
+  void given_back(uint64_t bytes);
+  [[nodiscard]] uint64_t isolated() const {
+    return x_counters.isolated.load(std::memory_order_relaxed);
+  }
+  [[nodiscard]] uint64_t isolated_max() const { return x_options.isolated_max; }
+  // Reported memory reads as this afterwards, 4 bytes each (VIRTIO_BALLOON_F_PAGE_POISON; 0 without
+  // it). Where no userfault can bring it back like that, it is overwritten in place and not
+  // returned. Inflated and hinted pages have no content (virtio 1.2, 5.5.6, 5.5.6.5).
+  void set_poison(uint32_t value);
+
+  // Any thread. A flush under way may still follow the policy before.
+  void set_policy(ReturnPolicy policy) { x_policy.store(policy, std::memory_order_relaxed); }
+  [[nodiscard]] ReturnPolicy policy() const { return x_policy.load(std::memory_order_relaxed); }
+  [[nodiscard]] const ReturnCounters& counters() const { return x_counters; }
+  // From add() to the end of the flush that forgot it, one sample a flush: its oldest range.
+  [[nodiscard]] Histogram::Snapshot forget_latency() const { return x_latency.snapshot(); }
+  void report_metrics(MetricSink& sink) const;
+
+ private:
+  // A range of guest memory, validated. Sorted by region and offset once flush() has begun.
+  struct Range {
+    uint64_t offset = 0;  // in the region
+    uint64_t bytes = 0;
+    uint16_t region = 0;    // of x_regions
+    bool poisoned = false;  // must read as the poison value, which is not 0
+  };
+
+  [[nodiscard]] const MemoryRegion* find(GuestAddr start, uint64_t bytes) const;
+  Added refuse(ReturnSource source);
+  Added add(const MemoryRegion& region, uint64_t offset, uint64_t bytes, ReturnSource source);
+  void sort_and_merge();
+  void forget(const MemoryRegion& region, uint64_t offset, uint64_t bytes, bool poisoned);
+  void forget_in_place(const MemoryRegion& region, uint64_t offset, uint64_t bytes, bool poisoned);
+  void discard(const MemoryRegion& region, uint64_t offset, uint64_t bytes);
+  int discard_anonymous(uint8_t* host, uint64_t bytes, uint64_t resident);
+  [[nodiscard]] uint64_t resident_in_huge_pages(const MemoryRegion& region, uint64_t offset,
+                                                uint64_t bytes);
+  void overwrite(uint8_t* host, uint64_t bytes, uint32_t value);
+  [[nodiscard]] uint64_t count_resident(const MemoryRegion& region, uint64_t offset,
+                                        uint64_t bytes);
+  void look_ahead(const MemoryRegion& region, uint64_t offset, uint64_t bytes);
+
+  const ReturnPipelineOptions x_options;
+  MemoryOps& x_ops;
+  const std::vector<MemoryRegion> x_regions;  // RAM: it stays for the life of the memory
+  std::atomic<ReturnPolicy> x_policy{ReturnPolicy::kDiscard};
+  uint32_t x_poison = 0;
+
+  // What is held: [x_next, x_count) is still to be forgotten, the first from x_done bytes on.
+  std::unique_ptr<std::array<Range, kRangesMax>> x_ranges;
+  size_t x_count = 0;
+  size_t x_next = 0;
+  uint64_t x_done = 0;
+  uint64_t x_held_bytes = 0;
+  bool x_flushing = false;
+  std::chrono::steady_clock::time_point x_oldest;
+
+  // Which pages were resident, from x_seen_host on: one look serves the ranges near each other.
+  std::unique_ptr<std::array<uint8_t, kPieceBytes / 4096>> x_seen;
+  const uint8_t* x_seen_host = nullptr;
+  uint64_t x_seen_bytes = 0;
+
+  ReturnCounters x_counters;
+  Histogram x_latency;
 };
 
 }  // namespace lethe

@@ -1,0 +1,30 @@
+// The system calls that give guest memory back to the host, and the question what is resident.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace lethe {
+
+// Tests replace it to make calls fail. All return 0 or an errno value. Any thread.
+class MemoryOps {
+ public:
+  virtual ~MemoryOps() = default;
+  // madvise(2): `host` and `size` in whole pages.
+  [[nodiscard]] virtual int advise(uint8_t* host, uint64_t size, int advice);
+  // fallocate(2) with PUNCH_HOLE | KEEP_SIZE. In a file of huge pages, a part of one is overwritten
+  // with zeroes instead, if it is there.
+  [[nodiscard]] virtual int punch_hole(int fd, uint64_t offset, uint64_t size);
+  // mincore(2): the low bit of pages[i] says whether page i from `host` on is resident.
+  [[nodiscard]] virtual int resident(const uint8_t* host, std::span<uint8_t> pages);
+
+  static MemoryOps& system();
+};
+
+// Bytes of [host, host + size) that are resident, by mincore(2). Whole pages. For tests and
+// measurements; 0 if the host does not tell. Pages of a file count when they are in the file,
+// mapped or not.
+[[nodiscard]] uint64_t resident_bytes(const uint8_t* host, uint64_t size);
+
+}  // namespace lethe

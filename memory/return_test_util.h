@@ -1,0 +1,123 @@
+// For tests of returned memory: guest memory with known content, and whether it is still there.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <set>
+#include <string>
+
+#include "memory/guest_memory.h"
+#include "memory/return_pipeline.h"
+
+namespace lethe {
+
+// Pretends that the host refuses.
+class FailingOps : public MemoryOps {
+ public:
+  int advise(uint8_t* host, uint64_t size, int advice) override {
+    ++calls;
+    if (fail_advice.contains(advice)) return EIO;
+    return MemoryOps::advise(host, size, advice);
+  }
+  int punch_hole(int fd, uint64_t offset, uint64_t size) override {
+    ++calls;
+    return fail_punch ? EIO : MemoryOps::punch_hole(fd, offset, size);
+  }
+  int resident(const uint8_t* host, std::span<uint8_t> pages) override {
+    return fail_resident ? EIO : MemoryOps::resident(host, pages);
+  }
+  std::set<int> fail_advice;
+  bool fail_punch = false;
+  bool fail_resident = false;
+  int calls = 0;
+};
+
+// A pool that only takes: what it takes reads as zero, like a hole.
+class FakeTaker : public ChunkTaker {
+ public:
+  bool take(uint8_t* host) override {
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(host) % kChunkBytes, 0u);
+    ++asked;
+    if (taken >= room) return false;
+    ++taken;
+    return ::madvise(host, kChunkBytes, MADV_DONTNEED) == 0;
+  }
+  uint64_t room = UINT64_MAX;
+  uint64_t asked = 0;
+  uint64_t taken = 0;
+};
+
+inline uint8_t* host_of(const GuestMemory& memory, uint64_t address) {
+  return memory.slice(GuestAddr{address}, 1)->data;
+}
+// Every byte of [address, address + bytes) becomes `value`.
+inline void fill(const GuestMemory& memory, uint64_t address, uint64_t bytes, uint8_t value) {
+  std::memset(host_of(memory, address), value, bytes);
+}
+inline bool all_bytes_are(const GuestMemory& memory, uint64_t address, uint64_t bytes,
+                          uint8_t value) {
+  const uint8_t* const at = host_of(memory, address);
+  return std::all_of(at, at + bytes, [&](uint8_t byte) { return byte == value; });
+}
+inline uint64_t resident(const GuestMemory& memory, uint64_t address, uint64_t bytes) {
+  return resident_bytes(host_of(memory, address), bytes);
+}
+// What the memory file behind the region at `address` occupies.
+inline uint64_t file_bytes(const GuestMemory& memory, uint64_t address) {
+  for (const MemoryRegion& region : memory.regions()) {
+    struct stat info{};
+    if (region.contains(GuestAddr{address}, 1) && ::fstat(region.fd, &info) == 0)
+      return static_cast<uint64_t>(info.st_blocks) * 512;
+  }
+  return 0;
+}
+// A line of the mapping at `host` in /proc/self/smaps, "Rss" or the like, in bytes.
+uint64_t smaps_bytes(const uint8_t* host, const std::string& key);
+
+// 2 MiB huge pages for a test's life; 0 if the host has none to give.
+class HugePages {
+ public:
+  explicit HugePages(uint64_t wanted) : x_before(read()) {
+    write(x_before + wanted);
+    x_got = read() >= x_before + wanted ? wanted : 0;
+  }
+  ~HugePages() { write(x_before); }
+  [[nodiscard]] uint64_t got() const { return x_got; }
+
+ private:
+  static constexpr const char* kPath = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+  static uint64_t read() {
+    uint64_t value = 0;
+    std::ifstream(kPath) >> value;
+    return value;
+  }
+  static void write(uint64_t value) { std::ofstream(kPath) << value << std::flush; }
+  uint64_t x_before;
+  uint64_t x_got = 0;
+};
+
+inline uint64_t smaps_bytes(const uint8_t* host, const std::string& key) {
+  std::ifstream file("/proc/self/smaps");
+  std::string line;
+  bool inside = false;
+  while (std::getline(file, line)) {
+    unsigned long begin = 0;
+    unsigned long end = 0;
+    if (std::sscanf(line.c_str(), "%lx-%lx ", &begin, &end) == 2) {
+      const auto at = reinterpret_cast<uintptr_t>(host);
+      inside = at >= begin && at < end;
+    } else if (inside && line.starts_with(key + ":")) {
+      return std::stoull(line.substr(key.size() + 1)) * kKiB;
+    }
+  }
+  return 0;
+}
+
+}  // namespace lethe
