@@ -22,6 +22,7 @@
 #include "vmm/acpi/acpi.h"
 #include "vmm/boot/boot.h"
 #include "vmm/boot/layout.h"
+#include "vmm/memory_return.h"
 #include "vmm/serial_port.h"
 
 namespace lethe {
@@ -171,6 +172,10 @@ Result<> Machine::build_virtio(ByteSink& console) {
     LETHE_TRY_ASSIGN(auto disk, BlockDevice::open(block_options(x_config.disks[i], i)));
     x_disks.push_back(disk.get());
     LETHE_TRY(add_virtio(std::move(disk)));
+  }
+  if (x_config.balloon.enabled) {
+    x_return = std::make_unique<MemoryReturn>(x_config, *x_memory);
+    LETHE_TRY(add_virtio(x_return->take_device()));
   }
   return {};
 }

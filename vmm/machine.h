@@ -23,6 +23,7 @@ namespace lethe {
 class BlockDevice;
 class ConsoleDevice;
 class Ioapic;
+class MemoryReturn;
 class MetricSink;
 class VirtioDevice;
 class VirtioPciTransport;
@@ -65,6 +66,9 @@ class Machine final : private MachineControl {
   [[nodiscard]] ByteReceiver& console_input();
   [[nodiscard]] ConsoleDevice& virtio_console() { return *x_virtio_console; }
 
+  // Null without a balloon.
+  [[nodiscard]] MemoryReturn* memory_return() { return x_return.get(); }
+
   // Counters and gauges of all parts (vmm/machine_metrics.cc). Takes no lock that a vCPU or a
   // device holds for long; looking at the guest's memory takes up to 1 ms a GiB.
   void report_metrics(MetricSink& sink) const;
@@ -97,6 +101,8 @@ class Machine final : private MachineControl {
   // In the order of dependence: destroyed from the bottom up.
   std::unique_ptr<Kvm> x_kvm;
   std::unique_ptr<GuestMemory> x_memory;
+  // Its pool answers page faults of guest memory: every thread that touches that ends before it.
+  std::unique_ptr<MemoryReturn> x_return;
   std::unique_ptr<KvmVm> x_vm;
   Bus x_ports{"port I/O"};
   Bus x_mmio{"MMIO"};

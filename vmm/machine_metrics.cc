@@ -15,6 +15,7 @@
 #include "devices/virtio/pci_transport.h"
 #include "devices/virtio/rng/rng.h"
 #include "vmm/machine.h"
+#include "vmm/memory_return.h"
 
 namespace lethe {
 namespace {
@@ -128,6 +129,7 @@ void Machine::report_metrics(MetricSink& sink) const {
              static_cast<double>(x_memory->total_bytes()));
   sink.gauge("lethe_memory_resident_bytes", "What of the guest's memory the host holds now.",
              static_cast<double>(resident_bytes(*x_memory)));
+  if (x_return) x_return->report_metrics(sink);
   sink.gauge("lethe_process_resident_bytes", "All memory of the process that the host holds now.",
              static_cast<double>(process_resident_bytes()));
   sink.gauge("lethe_process_cpu_seconds", "Processor time of the process, guest included.",

@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include "vmm/memory_return.h"
+
 namespace lethe {
 namespace {
 
@@ -16,6 +18,18 @@ const char* policy_word(MemoryPolicy policy) {
     case MemoryPolicy::kDiscard:
       return "discard";
     case MemoryPolicy::kLazy:
+      break;
+  }
+  return "lazy";
+}
+
+const char* policy_word(ReturnPolicy policy) {
+  switch (policy) {
+    case ReturnPolicy::kPool:
+      return "pool";
+    case ReturnPolicy::kDiscard:
+      return "discard";
+    case ReturnPolicy::kLazy:
       break;
   }
   return "lazy";
@@ -44,17 +58,52 @@ void MachineTarget::report_metrics(MetricSink& sink) {
 }
 
 MemorySettings MachineTarget::memory() {
-  return {.policy = policy_word(x_config.memory.policy),
-          .policy_now = "none",
-          .automatic = x_config.memory.automatic,
-          .pool_max = x_config.memory.pool_bytes_max()};
+  MemorySettings settings{.policy = policy_word(x_config.memory.policy),
+                          .policy_now = "none",
+                          .automatic = x_config.memory.automatic};
+  MemoryReturn* const memory = x_machine.memory_return();
+  if (memory == nullptr) return settings;
+  settings.policy = policy_word(memory->wanted_policy());
+  settings.policy_now = policy_word(memory->policy());
+  settings.pool_max = memory->pool_max();
+  settings.balloon_target = memory->balloon().target();
+  settings.balloon_actual = memory->balloon().actual();
+  return settings;
 }
 
-Result<> MachineTarget::set_memory(const MemoryChange&) { return host_error("{}", kNoBalloon); }
+Result<> MachineTarget::set_memory(const MemoryChange& change) {
+  MemoryReturn* const memory = x_machine.memory_return();
+  if (memory == nullptr) return host_error("{}", kNoBalloon);
+  if (change.balloon_target.value_or(0) > x_config.memory.size_bytes)
+    return host_error("balloon_target is more than the guest has: it must be at most {}",
+                      x_config.memory.size_bytes);
+  // Everything is checked before anything is changed.
+  if (change.policy) LETHE_TRY(memory->check_policy(*change.policy));
+  if (change.pool_max) LETHE_TRY(memory->check_pool_max(*change.pool_max));
+  memory->want(change.policy.value_or(memory->wanted_policy()),
+               change.pool_max.value_or(memory->pool_max()));
+  if (change.balloon_target) memory->balloon().set_target(*change.balloon_target);
+  return {};
+}
 
-Result<> MachineTarget::reclaim(uint64_t, std::function<void(uint64_t)>,
-                                std::function<void(ReclaimEnd)>) {
-  return host_error("{}", kNoBalloon);
+Result<> MachineTarget::reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,
+                                std::function<void(ReclaimEnd)> done) {
+  MemoryReturn* const memory = x_machine.memory_return();
+  if (memory == nullptr) return host_error("{}", kNoBalloon);
+  // From the balloon's thread, or from here, to the loop; the machine, and with it that thread, is
+  // gone before the loop.
+  memory->balloon().pull(
+      bytes,
+      [&loop = x_loop, progress = std::move(progress)](uint64_t so_far) {
+        loop.post([progress, so_far] { progress(so_far); });
+      },
+      [&loop = x_loop, done = std::move(done)](const PullResult& result) {
+        loop.post([done, end = ReclaimEnd{.bytes = result.bytes,
+                                          .took = result.took,
+                                          .complete = result.complete,
+                                          .text = result.text}] { done(end); });
+      });
+  return {};
 }
 
 }  // namespace lethe

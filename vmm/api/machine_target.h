@@ -17,9 +17,13 @@ struct RunHistory {
 // Threading: the main loop's thread. `machine`, `history` and `stopping` must outlive it.
 class MachineTarget final : public ApiTarget {
  public:
-  MachineTarget(const VmConfig& config, Machine& machine, const RunHistory& history,
-                const bool& stopping)
-      : x_config(config), x_machine(machine), x_history(history), x_stopping(stopping) {}
+  MachineTarget(const VmConfig& config, EventLoop& loop, Machine& machine,
+                const RunHistory& history, const bool& stopping)
+      : x_config(config),
+        x_loop(loop),
+        x_machine(machine),
+        x_history(history),
+        x_stopping(stopping) {}
 
   [[nodiscard]] VmState state() override;
   void report_metrics(MetricSink& sink) override;
@@ -30,6 +34,7 @@ class MachineTarget final : public ApiTarget {
 
  private:
   const VmConfig& x_config;
+  EventLoop& x_loop;
   Machine& x_machine;
   const RunHistory& x_history;
   const bool& x_stopping;
