@@ -41,7 +41,9 @@ BalloonDevice::BalloonDevice(const GuestMemory& memory, ReturnPipeline& pipeline
       // The configuration has 32 bits: 16 TiB.
       x_ram_pages(std::min<uint64_t>(memory.total_bytes() / kBalloonPage, UINT32_MAX)),
       x_pipeline(pipeline),
-      x_shared(std::make_unique<BalloonShared>()) {}
+      x_shared(std::make_unique<BalloonShared>()) {
+  x_shared->ram_bytes = memory.total_bytes();
+}
 
 BalloonDevice::~BalloonDevice() {
   if (x_thread_owner) x_thread_owner->run_and_wait([this] { x_work.reset(); });

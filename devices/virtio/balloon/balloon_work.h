@@ -29,6 +29,7 @@ struct BalloonShared {
   std::atomic<uint32_t> hint_id{VIRTIO_BALLOON_CMD_ID_STOP};
   std::atomic<uint32_t> poison{0};
 
+  uint64_t ram_bytes = 0;  // fixed
   std::atomic<uint32_t> target_pages{0};
   std::atomic<bool> pulling{false};
   BalloonCounters counters;
