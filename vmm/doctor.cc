@@ -13,6 +13,8 @@
 #include <string>
 
 #include "base/assert.h"
+#include "base/unique_fd.h"
+#include "memory/scrub_pool.h"
 #include "vmm/boot/layout.h"
 #include "vmm/kvm/kvm.h"
 #include "vmm/kvm/vcpu.h"
@@ -96,6 +98,33 @@ std::string io_uring_state() {
                      errno_text(-result));
 }
 
+std::string huge_page_state() {
+  const std::string modes = first_line("/sys/kernel/mm/transparent_hugepage/enabled");
+  if (modes.empty()) return "none: this kernel has no transparent huge pages; guests run slower";
+  if (modes.find("[never]") == std::string::npos) return modes + " (transparent)";
+  return modes +
+         ": guests run slower, and the scrub pool takes nothing: echo madvise > "
+         "/sys/kernel/mm/transparent_hugepage/enabled";
+}
+
+// What the governor (memory.auto) goes by: opened as it would be, with a trigger.
+std::string pressure_state() {
+  const UniqueFd fd(::open("/proc/pressure/memory", O_RDWR | O_NONBLOCK | O_CLOEXEC));
+  if (!fd.valid() && errno == ENOENT)
+    return "no /proc/pressure/memory: memory.auto goes by free memory alone: boot with psi=1";
+  if (!fd.valid())
+    return fmt::format("/proc/pressure/memory: {}: memory.auto goes by free memory alone",
+                       errno_text(errno));
+  // Windows of a whole 2 s need no rights (since Linux 6.5); before, triggers are root's.
+  constexpr std::string_view kTrigger = "some 200000 2000000";
+  if (::write(fd.get(), kTrigger.data(), kTrigger.size() + 1) < 0)
+    return fmt::format(
+        "readable, but triggers are refused ({}): memory.auto looks at it by time; Linux 6.5 lets "
+        "every user have triggers",
+        errno_text(errno));
+  return "ok (PSI, with triggers)";
+}
+
 void print_row(const DoctorOptions& options, const char* what, const std::string& finding) {
   if (!options.quiet) std::printf("%-12s %s\n", what, finding.c_str());
 }
@@ -107,8 +136,9 @@ int run_doctor(const DoctorOptions& options) {
   (void)::uname(&system);
   print_row(options, "kernel", fmt::format("{} {}", system.sysname, system.release));
   print_row(options, "io_uring", io_uring_state());
-  print_row(options, "huge pages",
-            first_line("/sys/kernel/mm/transparent_hugepage/enabled") + " (transparent)");
+  print_row(options, "huge pages", huge_page_state());
+  print_row(options, "pressure", pressure_state());
+  print_row(options, "scrub pool", probe_chunk_mover().why);
   const auto kvm = Kvm::open();
   if (!kvm) {
     print_row(options, "KVM", kvm.error().text);

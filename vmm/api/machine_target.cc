@@ -2,11 +2,15 @@
 
 #include <unistd.h>
 
+#include <utility>
+
 #include "vmm/memory_return.h"
 
 namespace lethe {
 namespace {
 
+constexpr std::chrono::milliseconds kStatisticsAge{500};
+constexpr std::chrono::milliseconds kStatisticsPatience{250};  // with a guest that is busy
 constexpr const char* kNoBalloon = "this VM has no balloon: balloon.enabled = false in its config";
 
 const char* policy_word(MemoryPolicy policy) {
@@ -51,6 +55,28 @@ VmState MachineTarget::state() {
           .memory_bytes = x_config.memory.size_bytes};
 }
 
+void MachineTarget::refresh(std::function<void()> done) {
+  MemoryReturn* const memory = x_machine.memory_return();
+  if (memory == nullptr || !x_config.balloon.statistics) return done();
+  const auto age = std::chrono::steady_clock::now() - memory->balloon().statistics().when;
+  if (age < kStatisticsAge) return done();
+  // Whichever comes first, the guest or the timer, ends the wait; the other one finds it gone.
+  auto wait = std::make_shared<Wait>();
+  wait->done = std::move(done);
+  const auto end = [this, weak = std::weak_ptr(wait)] {
+    const auto alive = weak.lock();
+    if (!alive || x_waits.erase(alive) == 0) return;
+    alive->done();
+  };
+  wait->timer = x_loop.make_timer(end);
+  wait->timer->start(kStatisticsPatience);
+  x_waits.insert(std::move(wait));
+  memory->balloon().request_statistics(
+      [&loop = x_loop, end](const BalloonStatistics&) { loop.post(end); });
+}
+
+std::vector<DecisionLine> MachineTarget::decisions() { return {}; }
+
 void MachineTarget::report_metrics(MetricSink& sink) {
   sink.gauge("lethe_vm_uptime_seconds", "Since `lethe run` began.", uptime_s(x_history));
   sink.counter("lethe_vm_boots_total", "How often the guest was started.", x_history.boots);
@@ -90,18 +116,26 @@ Result<> MachineTarget::reclaim(uint64_t bytes, std::function<void(uint64_t)> pr
                                 std::function<void(ReclaimEnd)> done) {
   MemoryReturn* const memory = x_machine.memory_return();
   if (memory == nullptr) return host_error("{}", kNoBalloon);
-  // From the balloon's thread, or from here, to the loop; the machine, and with it that thread, is
-  // gone before the loop.
+  // The callbacks belong to this thread: the balloon's has but weak pointers, and posts.
+  auto pull = std::make_shared<Pull>(Pull{std::move(progress), std::move(done)});
+  const std::weak_ptr weak(pull);
+  x_pulls.insert(std::move(pull));
   memory->balloon().pull(
       bytes,
-      [&loop = x_loop, progress = std::move(progress)](uint64_t so_far) {
-        loop.post([progress, so_far] { progress(so_far); });
+      [&loop = x_loop, weak](uint64_t so_far) {
+        loop.post([weak, so_far] {
+          if (const auto alive = weak.lock()) alive->progress(so_far);
+        });
       },
-      [&loop = x_loop, done = std::move(done)](const PullResult& result) {
-        loop.post([done, end = ReclaimEnd{.bytes = result.bytes,
-                                          .took = result.took,
-                                          .complete = result.complete,
-                                          .text = result.text}] { done(end); });
+      [this, &loop = x_loop, weak](const PullResult& result) {
+        loop.post([this, weak,
+                   end = ReclaimEnd{.bytes = result.bytes,
+                                    .took = result.took,
+                                    .complete = result.complete,
+                                    .text = result.text}] {
+          const auto alive = weak.lock();
+          if (alive && x_pulls.erase(alive) > 0) alive->done(end);
+        });
       });
   return {};
 }

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <chrono>
+#include <memory>
+#include <set>
 
 #include "vmm/api/vm_api.h"
 #include "vmm/machine.h"
@@ -26,18 +28,31 @@ class MachineTarget final : public ApiTarget {
         x_stopping(stopping) {}
 
   [[nodiscard]] VmState state() override;
+  void refresh(std::function<void()> done) override;
   void report_metrics(MetricSink& sink) override;
+  [[nodiscard]] std::vector<DecisionLine> decisions() override;
   [[nodiscard]] MemorySettings memory() override;
   [[nodiscard]] Result<> set_memory(const MemoryChange& change) override;
   [[nodiscard]] Result<> reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,
                                  std::function<void(ReclaimEnd)> done) override;
 
  private:
+  struct Wait {  // for the guest's statistics
+    std::function<void()> done;
+    std::unique_ptr<EventLoop::Timer> timer;
+  };
+  struct Pull {
+    std::function<void(uint64_t)> progress;
+    std::function<void(ReclaimEnd)> done;
+  };
+
   const VmConfig& x_config;
   EventLoop& x_loop;
   Machine& x_machine;
   const RunHistory& x_history;
   const bool& x_stopping;
+  std::set<std::shared_ptr<Wait>> x_waits;
+  std::set<std::shared_ptr<Pull>> x_pulls;
 };
 
 }  // namespace lethe

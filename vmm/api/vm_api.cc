@@ -36,16 +36,32 @@ void get_state(ApiTarget& target, const HttpRequest&, const ReplyPtr& reply) {
                            {"memory_bytes", state.memory_bytes}}));
 }
 
-void get_stats(ApiTarget& target, const HttpRequest&, const ReplyPtr& reply) {
+// The metrics' object with one more member.
+std::string stats_text(ApiTarget& target) {
   JsonMetricWriter writer;
   target.report_metrics(writer);
-  reply->send({.body = writer.text() + "\n"});
+  std::string text = writer.text();
+  text.pop_back();
+  text += text.size() > 1 ? ",\"decisions\":[" : "\"decisions\":[";
+  const char* separator = "";
+  for (const DecisionLine& decision : target.decisions()) {
+    text += fmt::format("{}{{\"age_s\":{:.1f},\"text\":{}}}", separator, decision.age_s,
+                        json_quote(decision.text));
+    separator = ",";
+  }
+  return text + "]}\n";
+}
+
+void get_stats(ApiTarget& target, const HttpRequest&, const ReplyPtr& reply) {
+  target.refresh([&target, reply] { reply->send({.body = stats_text(target)}); });
 }
 
 void get_metrics(ApiTarget& target, const HttpRequest&, const ReplyPtr& reply) {
-  PrometheusWriter writer;
-  target.report_metrics(writer);
-  reply->send({.body = writer.text(), .type = PrometheusWriter::kContentType});
+  target.refresh([&target, reply] {
+    PrometheusWriter writer;
+    target.report_metrics(writer);
+    reply->send({.body = writer.text(), .type = PrometheusWriter::kContentType});
+  });
 }
 
 void get_memory(ApiTarget& target, const HttpRequest&, const ReplyPtr& reply) {

@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/metrics.h"
 #include "base/result.h"
@@ -43,6 +44,11 @@ struct MemoryChange {
   std::optional<uint64_t> balloon_target;
 };
 
+struct DecisionLine {
+  double age_s = 0;
+  std::string text;  // what was changed, and why
+};
+
 struct ReclaimEnd {
   uint64_t bytes = 0;
   std::chrono::milliseconds took{0};
@@ -55,7 +61,12 @@ class ApiTarget {
  public:
   virtual ~ApiTarget() = default;
   [[nodiscard]] virtual VmState state() = 0;
+  // Asks the guest for its statistics, if the last ones are old; `done` runs on the main loop when
+  // they are there, or soon, perhaps before this returns.
+  virtual void refresh(std::function<void()> done) = 0;
   virtual void report_metrics(MetricSink& sink) = 0;
+  // The governor's last decisions, the newest first.
+  [[nodiscard]] virtual std::vector<DecisionLine> decisions() = 0;
   [[nodiscard]] virtual MemorySettings memory() = 0;
   // Error: one line that says what does not fit; nothing was changed then.
   [[nodiscard]] virtual Result<> set_memory(const MemoryChange& change) = 0;

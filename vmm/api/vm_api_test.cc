@@ -24,6 +24,10 @@ class FakeTarget final : public ApiTarget {
             .cpus = 4,
             .memory_bytes = 128 * kMiB};
   }
+  void refresh(std::function<void()> done) override { done(); }
+  [[nodiscard]] std::vector<DecisionLine> decisions() override {
+    return {{1.25, "pool to 64 MiB: \"pressure\""}, {60, "older"}};
+  }
   void report_metrics(MetricSink& sink) override {
     sink.counter("lethe_a_b_total", "Help.", 7, {{"k", "v"}});
   }
@@ -84,7 +88,9 @@ TEST_F(VmApi, tells_its_state) {
 }
 
 TEST_F(VmApi, tells_metrics_in_two_forms) {
-  EXPECT_EQ(ask("GET", "/stats").body, "{\"a\":{\"b_total\":{\"v\":7}}}\n");
+  EXPECT_EQ(ask("GET", "/stats").body,
+            "{\"a\":{\"b_total\":{\"v\":7}},\"decisions\":[{\"age_s\":1.2,\"text\":\"pool to 64 "
+            "MiB: \\\"pressure\\\"\"},{\"age_s\":60.0,\"text\":\"older\"}]}\n");
   EXPECT_THAT(ask("GET", "/metrics?ignored").body, HasSubstr("\nlethe_a_b_total{k=\"v\"} 7\n"));
 }
 

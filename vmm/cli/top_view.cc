@@ -36,7 +36,7 @@ TopRow TopSampler::sample(const std::string& name, const json::value& state,
   row.size = number_at(stats, "memory.size_bytes").value_or(0);
   row.resident = number_at(stats, "memory.resident_bytes").value_or(0);
   row.process = number_at(stats, "process.resident_bytes").value_or(0);
-  row.guest_free = number_at(stats, "balloon.guest_memory_bytes.free");
+  row.guest_free = number_at(stats, "guest.memory_statistic.free_bytes");
   row.returned = sum_at(stats, "return.reported_bytes_total").value_or(0);
   row.pool = sum_at(stats, "pool.bytes").value_or(0);
   row.target = number_at(stats, "balloon.target_bytes").value_or(0);
