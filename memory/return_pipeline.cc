@@ -73,16 +73,16 @@ ReturnPipeline::Added ReturnPipeline::add(const MemoryRegion& region, uint64_t o
     x_seen = std::make_unique_for_overwrite<std::array<uint8_t, kPieceBytes / kPageSize>>();
   }
   if (x_count == 0) x_oldest = std::chrono::steady_clock::now();
-  const bool poisoned = x_poison != 0 && source == ReturnSource::kReport;
+  const bool reported = source == ReturnSource::kReport;
   Range* const last = x_count > 0 ? &(*x_ranges)[x_count - 1] : nullptr;
   const auto index = static_cast<uint16_t>(&region - x_regions.data());
   // Drivers hand out runs: most ranges go on where the last one ended.
   if (last != nullptr && last->region == index && last->offset + last->bytes == offset &&
-      last->poisoned == poisoned) {
+      last->reported == reported) {
     last->bytes += bytes;
     count(x_counters.merged, 1);
   } else {
-    (*x_ranges)[x_count++] = {offset, bytes, index, poisoned};
+    (*x_ranges)[x_count++] = {offset, bytes, index, reported};
   }
   x_held_bytes = std::min(x_held_bytes + bytes, x_options.isolated_max);
   count(x_counters.ranges, 1);
@@ -103,8 +103,8 @@ void ReturnPipeline::set_poison(uint32_t value) {
   if (x_options.poison_changed) x_options.poison_changed(value);
 }
 
-// What overlaps or touches becomes one range. Where a range that must read as the poison value
-// overlaps one that need not, all of it will.
+// What overlaps or touches becomes one range. Where a report overlaps what is none, all of it is
+// treated as reported: it must read as the poison value.
 void ReturnPipeline::sort_and_merge() {
   Range* const ranges = x_ranges->data();
   const auto before = [](const Range& a, const Range& b) {
@@ -119,7 +119,7 @@ void ReturnPipeline::sort_and_merge() {
     const uint64_t end = last.offset + last.bytes;
     const bool overlaps = last.region == next.region && next.offset < end;
     const bool touches = last.region == next.region && next.offset == end;
-    if (!overlaps && !(touches && last.poisoned == next.poisoned)) {
+    if (!overlaps && !(touches && last.reported == next.reported)) {
       ranges[++kept] = next;
       continue;
     }
@@ -127,7 +127,7 @@ void ReturnPipeline::sort_and_merge() {
     count(x_counters.merged, 1);
     if (overlaps) count(x_counters.repeated, std::min(end, next_end) - next.offset);
     last.bytes = std::max(end, next_end) - last.offset;
-    last.poisoned |= next.poisoned;
+    last.reported |= next.reported;
   }
   x_count = kept + 1;
 }
@@ -143,7 +143,7 @@ bool ReturnPipeline::flush() {
   while (x_next < x_count) {
     const Range& range = (*x_ranges)[x_next];
     const uint64_t piece = std::min(range.bytes - x_done, kPieceBytes);
-    forget(x_regions[range.region], range.offset + x_done, piece, range.poisoned);
+    forget(x_regions[range.region], range.offset + x_done, piece, range.reported);
     x_done += piece;
     if (x_done == range.bytes) {
       ++x_next;
@@ -171,10 +171,10 @@ void ReturnPipeline::flush_all() {
 // At most a piece. Whole chunks go to the taker if that is the policy; the runs in between, and
 // what it refuses, are forgotten in place.
 void ReturnPipeline::forget(const MemoryRegion& region, uint64_t offset, uint64_t bytes,
-                            bool poisoned) {
-  if (policy() != ReturnPolicy::kPool || x_options.taker == nullptr ||
+                            bool reported) {
+  if (!reported || policy() != ReturnPolicy::kPool || x_options.taker == nullptr ||
       region.backing != MemoryBacking::kAnonymous)
-    return forget_in_place(region, offset, bytes, poisoned);
+    return forget_in_place(region, offset, bytes, reported);
   // SAFETY: add() checked that the range lies in the region. Host and guest addresses are congruent
   // modulo 2 MiB, but a region may start anywhere.
   const uint64_t skew = reinterpret_cast<uintptr_t>(region.host) % kChunkBytes;
@@ -184,15 +184,15 @@ void ReturnPipeline::forget(const MemoryRegion& region, uint64_t offset, uint64_
   for (; at < end && kChunkBytes <= end - at; at += kChunkBytes) {
     if (!x_options.taker->take(region.host + at)) continue;
     count(x_counters.moved, kChunkBytes);
-    if (at > run) forget_in_place(region, run, at - run, poisoned);
+    if (at > run) forget_in_place(region, run, at - run, reported);
     run = at + kChunkBytes;
   }
-  if (run < end) forget_in_place(region, run, end - run, poisoned);
+  if (run < end) forget_in_place(region, run, end - run, reported);
 }
 
 void ReturnPipeline::forget_in_place(const MemoryRegion& region, uint64_t offset, uint64_t bytes,
-                                     bool poisoned) {
-  if (poisoned)
+                                     bool reported) {
+  if (reported && x_poison != 0)
     overwrite(region.host + offset, bytes, x_poison);
   else
     discard(region, offset, bytes);

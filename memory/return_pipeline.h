@@ -38,7 +38,7 @@ inline constexpr size_t kReturnSources = 3;
 // How returned memory is forgotten. `auto` of the config is not one of these: the governor sets
 // kPool or kDiscard.
 enum class ReturnPolicy : uint8_t {
-  kPool,     // whole 2 MiB chunks go to the scrub pool; the rest, and what it refuses, is discarded
+  kPool,     // whole 2 MiB chunks of reports go to the scrub pool; everything else is discarded
   kDiscard,  // MADV_DONTNEED; memfd and hugetlb: fallocate(PUNCH_HOLE)
   kLazy,     // MADV_FREE (anonymous; elsewhere as kDiscard): readable until the host needs it
 };
@@ -135,16 +135,18 @@ class ReturnPipeline {
   struct Range {
     uint64_t offset = 0;  // in the region
     uint64_t bytes = 0;
-    uint16_t region = 0;    // of x_regions
-    bool poisoned = false;  // must read as the poison value, which is not 0
+    uint16_t region = 0;  // of x_regions
+    // Reported by the guest of its own accord: only this may be kept in the pool, and must read as
+    // the poison value. What the host asked for, by balloon or hints, is for the host.
+    bool reported = false;
   };
 
   [[nodiscard]] const MemoryRegion* find(GuestAddr start, uint64_t bytes) const;
   Added refuse(ReturnSource source);
   Added add(const MemoryRegion& region, uint64_t offset, uint64_t bytes, ReturnSource source);
   void sort_and_merge();
-  void forget(const MemoryRegion& region, uint64_t offset, uint64_t bytes, bool poisoned);
-  void forget_in_place(const MemoryRegion& region, uint64_t offset, uint64_t bytes, bool poisoned);
+  void forget(const MemoryRegion& region, uint64_t offset, uint64_t bytes, bool reported);
+  void forget_in_place(const MemoryRegion& region, uint64_t offset, uint64_t bytes, bool reported);
   void discard(const MemoryRegion& region, uint64_t offset, uint64_t bytes);
   int discard_anonymous(uint8_t* host, uint64_t bytes, uint64_t resident);
   [[nodiscard]] uint64_t resident_in_huge_pages(const MemoryRegion& region, uint64_t offset,

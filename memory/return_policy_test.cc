@@ -124,6 +124,16 @@ TEST(ReturnPolicyPool, gives_whole_chunks_to_the_taker_and_discards_the_rest) {
   EXPECT_TRUE(machine.reads(12 * kMiB + kPage, kMiB, 0xaa));
 }
 
+// The host asks by balloon and hints because it wants the memory.
+TEST(ReturnPolicyPool, keeps_nothing_that_the_host_asked_for) {
+  FakeTaker taker;
+  Machine machine(MemoryBacking::kAnonymous, ReturnPolicy::kPool, {.taker = &taker});
+  machine.give(0, 4 * kMiB, ReturnSource::kInflate);
+  machine.give(4 * kMiB, 4 * kMiB, ReturnSource::kHint);
+  EXPECT_EQ(taker.asked, 0u);
+  EXPECT_EQ(machine.counters().freed, 8 * kMiB);
+}
+
 TEST(ReturnPolicyPool, discards_where_chunks_can_not_move) {
   FakeTaker taker;
   Machine machine(MemoryBacking::kShared, ReturnPolicy::kPool, {.taker = &taker});
