@@ -78,6 +78,7 @@ void guest_main() {
       {"reset-with-reports", reset_with_reports},
       {"isolation-bound", isolation_bound, true},
       {"return", memory_return, true},
+      {"host-driven", host_driven, true},
   };
   run_cases("balloon", cases);
 }

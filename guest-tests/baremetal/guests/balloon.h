@@ -39,6 +39,7 @@ void reset_with_reports();
 
 // balloon_return.cc
 void memory_return();
+void host_driven();
 void isolation_bound();
 
 }  // namespace balloon

@@ -20,6 +20,7 @@ constexpr uint64_t kWaitMs = 120000;
 
 uint64_t blocks[kBlocksMax];  // 0: not ours now
 size_t block_count;
+unsigned written_in[kBlocksMax];
 virtio_balloon_stat statistics_buffer[2];
 
 // Tells no more than the driver of a kernel would: free and total memory.
@@ -62,8 +63,8 @@ void stage(const char* name, MemoryReturn& memory, uint64_t mib) {
 
 uint64_t tag(unsigned round, size_t i) { return 1000 * (round + 1) + i; }
 
-// Takes every block there is; what the previous round returned reads as returned memory.
-void fill(MemoryReturn& memory, unsigned round) {
+// Takes every block there is. If `returned`, what was free had been reported, and must read so.
+void fill(MemoryReturn& memory, unsigned round, bool returned) {
   for (size_t i = 0; i < kBlocksMax; ++i) {
     if (blocks[i] != 0) continue;
     const uint64_t address = memory.allocate(kOrder2MiB);
@@ -72,8 +73,31 @@ void fill(MemoryReturn& memory, unsigned round) {
     if (i >= block_count) block_count = i + 1;
     // From the second round on all of it was returned. Under the policy lazy it may have any of its
     // old contents, and nobody remembers whose block it was.
-    if (round > 0 && option("old") == nullptr) check_returned(address, 0, 0);
+    if (round > 0 && returned && option("old") == nullptr) check_returned(address, 0, 0);
     write_block(address, tag(round, i));
+    written_in[i] = round;
+  }
+}
+
+// Frees three of four blocks, others in each round; returns how many bytes. The rest must be
+// intact.
+uint64_t free_most(MemoryReturn& memory, unsigned round, bool report) {
+  uint64_t freed = 0;
+  for (size_t i = 0; i < block_count; ++i) {
+    if (i % 4 == round % 4) continue;
+    check_block(blocks[i], tag(written_in[i], i));
+    memory.free(blocks[i]);
+    blocks[i] = 0;
+    freed += k2MiB;
+    if (report) memory.poll();
+  }
+  if (report) memory.flush();
+  return freed;
+}
+
+void check_kept() {
+  for (size_t i = 0; i < block_count; ++i) {
+    if (blocks[i] != 0) check_block(blocks[i], tag(written_in[i], i));
   }
 }
 
@@ -88,39 +112,42 @@ void memory_return() {
   options.high_water = option_number("high_water", 16);
   memory.init(d, options);
   const Scanner& scanner = memory.scanner();
-  stage("start", memory, memory.free_bytes() >> 20);
-  static unsigned written_in[kBlocksMax];
   uint64_t freed = 0;
   for (unsigned round = 0; round < kRounds; ++round) {
-    for (size_t i = 0; i < kBlocksMax; ++i) {
-      if (blocks[i] == 0) written_in[i] = round;
-    }
-    fill(memory, round);
+    fill(memory, round, true);
     CHECK(block_count >= 16);
     stage("filled", memory, block_count * 2);
-    // Three of four, others in each round.
-    uint64_t freed_now = 0;
-    for (size_t i = 0; i < block_count; ++i) {
-      if (i % 4 == round % 4) continue;
-      check_block(blocks[i], tag(written_in[i], i));
-      memory.free(blocks[i]);
-      blocks[i] = 0;
-      freed_now += k2MiB;
-      memory.poll();
-    }
-    memory.flush();
+    const uint64_t freed_now = free_most(memory, round, true);
     freed += freed_now;
     CHECK(scanner.reported_bytes() >= freed);
     CHECK(scanner.isolated_most() <= options.isolated_max);
-    for (size_t i = 0; i < block_count; ++i) {
-      if (blocks[i] != 0) check_block(blocks[i], tag(written_in[i], i));
-    }
+    check_kept();
     stage("returned", memory, freed_now >> 20);
   }
-  fill(memory, kRounds);
+  fill(memory, kRounds, true);
+  check_kept();
   stage("refilled", memory, block_count * 2);
   print("reported %lu MiB, at most %lu MiB away\n", scanner.reported_bytes() >> 20,
         scanner.isolated_most() >> 20);
+}
+
+// The host's turn: it pulls what is free (hinting) though nothing was reported, and sets the
+// balloon's size. What is still in use must stay.
+void host_driven() {
+  static MemoryReturn memory;
+  memory.init(driver(), {});
+  fill(memory, 0, true);
+  stage("filled", memory, block_count * 2);
+  stage("freed", memory, free_most(memory, 0, false) >> 20);
+  check_kept();
+  fill(memory, 1, false);
+  check_kept();
+  stage("filled again", memory, block_count * 2);
+  stage("room for a balloon", memory, free_most(memory, 1, false) >> 20);
+  CHECK_EQ(memory.ballooned_bytes(), 0);
+  check_kept();
+  fill(memory, 2, false);
+  check_kept();
 }
 
 // Everything free at once, and a small bound: the scanner never has more away, and an allocation
