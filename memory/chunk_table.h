@@ -36,6 +36,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <utility>
 
 namespace lethe {
 
@@ -129,6 +130,11 @@ class ChunkTable {
     }
   }
 
+  // For the model's tests, with its atomics: state and time, without a step.
+  [[nodiscard]] std::pair<ChunkState, uint64_t> peek(size_t slot) const {
+    const uint64_t word = x_words[slot].peek();
+    return {state_of(word), since_of(word)};
+  }
   [[nodiscard]] ChunkState state(size_t slot) const {
     return state_of(x_words[slot].load(std::memory_order_acquire));
   }
@@ -159,7 +165,7 @@ class ChunkTable {
     x_words[slot].store(word_of(state, since_ns), std::memory_order_release);
   }
   // One look at each slot, from where the last search of this kind ended.
-  std::optional<Claim> claim(ChunkState from, ChunkState to, std::atomic<size_t>& hint) {
+  std::optional<Claim> claim(ChunkState from, ChunkState to, Atomic<size_t>& hint) {
     const size_t begin = hint.load(std::memory_order_relaxed);
     for (size_t n = 0; n < x_size; ++n) {
       const size_t slot = begin + n < x_size ? begin + n : begin + n - x_size;
@@ -175,7 +181,7 @@ class ChunkTable {
 
   size_t x_size;
   std::unique_ptr<Atomic<uint64_t>[]> x_words;
-  std::atomic<size_t> x_empty_hint{0}, x_clean_hint{0}, x_dirty_hint{0};
+  Atomic<size_t> x_empty_hint{0}, x_clean_hint{0}, x_dirty_hint{0};
 };
 
 }  // namespace lethe
