@@ -2,6 +2,8 @@
 
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -18,6 +20,7 @@ using std::chrono::steady_clock;
 
 constexpr uint64_t kPageBytes = 4096;
 constexpr size_t kFaultsAtOnce = 16;
+constexpr milliseconds kSpinInARow{20};
 constexpr milliseconds kTrimAgain{5};  // when a worker had in hand what should go
 
 void add(std::atomic<uint64_t>& counter, uint64_t value) {
@@ -81,7 +84,22 @@ void FaultThread::run() {
       // Newly armed: a time that was set before the timer last stopped is long past.
       if (!armed) next_tick = steady_clock::now() + period;
     }
-    if ((ready[0].revents & POLLIN) != 0) serve();
+    if ((ready[0].revents & POLLIN) != 0) serve_burst();
+  }
+}
+
+// A guest that faults again soon is answered without a wake-up, which costs more than all the rest.
+// Who else wants this processor gets it: sched_yield() returns at once only if nobody does.
+void FaultThread::serve_burst() {
+  const auto before = x_answered;
+  if (serve() == 0) return;
+  // Only if this one came soon: a fault now and then is worth no processor time. And not for ever:
+  // the timer is to run.
+  if (x_asked - before > kSpin) return;
+  const auto stop_at = x_answered + kSpinInARow;
+  while (steady_clock::now() < std::min(x_answered + kSpin, stop_at)) {
+    ::sched_yield();
+    (void)serve();
   }
 }
 
@@ -94,20 +112,31 @@ bool FaultThread::tick() {
   return true;
 }
 
-void FaultThread::serve() {
+size_t FaultThread::serve() {
   std::array<Fault, kFaultsAtOnce> faults;
   const size_t count = x_world.userfault.read_faults(faults);
-  const auto read = steady_clock::now();
+  if (count == 0) return 0;
+  x_asked = steady_clock::now();
   for (size_t i = 0; i < count; ++i) {
-    answer(faults[i]);
-    x_world.counters.refault.add(steady_clock::now() - read);
+    {
+      const MutexLock lock(x_answering);
+      answer(faults[i]);
+    }
+    x_answered = steady_clock::now();
+    x_world.counters.refault.add(x_answered - x_asked);
   }
+  return count;
 }
 
 void FaultThread::answer(const Fault& fault) {
+  if (!x_world.watching.load(std::memory_order_acquire)) {
+    // A fault from before: the kernel fills this memory now.
+    x_world.userfault.wake(fault.page, kPageBytes);
+    return;
+  }
   const auto chunk = x_world.guest.chunk_at(fault.page);
-  // Only this thread makes pages in guest memory: what is a hole now stays one until it is filled
-  // below. Should it not be watched any more, the kernel refuses to fill what is there.
+  // While guest memory is watched only this thread makes pages in it: what is a hole now stays one
+  // until it is filled below.
   if (chunk && x_world.pages.is_hole(x_world.guest.host(*chunk)) && give_chunk(*chunk)) {
     give_neighbours(*chunk);
     return;
@@ -127,6 +156,8 @@ bool FaultThread::give_chunk(size_t chunk) {
     value = never_there ? 0 : poison;
   }
   x_world.guest.set_taken(chunk, false);
+  // SAFETY: a hole, and nobody else fills it: this discards no content, only the page table.
+  if (x_world.drop_tables) (void)x_world.ops.advise(host, kChunkBytes, MADV_DONTNEED);
   if (!never_there && x_world.store.give_kept(host, value)) {
     add(x_world.counters.by_pool, 1);
   } else if (x_world.store.give_fresh(host, value)) {

@@ -1,12 +1,16 @@
 // The thread that answers userfaults: the guest, or the host on its behalf, touched memory that is
 // not there.
 //
-// It never touches guest memory itself and never waits for a thread that does, takes no lock, and
-// reads and writes nothing but its own memory: so whoever waits for it gets an answer.
+// It never touches guest memory itself and never waits for a thread that does: so whoever waits for
+// it gets an answer.
 //
 // - A chunk with no page at all gets a clean one of the pool's, else a dirty one scrubbed here and
 //   now, else a fresh one. With it go neighbours: while a guest walks through memory it gave back,
 //   twice as many chunks each time, up to kNeighboursMax; a move costs 1 us, a wake-up 100.
+//   The fault itself costs least if guest memory is not marked for huge pages: the kernel clears a
+//   huge page before it asks us, and throws it away. But then it leaves an empty page table in the
+//   hole, where a huge page can only be put in pieces; MADV_DONTNEED over the hole takes that away
+//   (Linux 6.14). `drop_tables` says that this works here, and is done.
 // - A page missing between others is filled alone, with up to kAroundPages after it (the kernel's
 //   zero page, which costs no memory).
 // - No memory on the host: the fault is let run into the next try after kStall; nobody waits longer
@@ -22,6 +26,7 @@
 #include <thread>
 
 #include "base/event_fd.h"
+#include "base/mutex.h"
 #include "memory/chunk_store.h"
 #include "memory/guest_chunks.h"
 #include "memory/page_map.h"
@@ -32,6 +37,7 @@ namespace lethe {
 inline constexpr size_t kNeighboursMax = 32;  // chunks given with one fault, its own included
 inline constexpr uint64_t kAroundPages = 16;  // 4 KiB pages
 inline constexpr std::chrono::milliseconds kStall{1};
+inline constexpr std::chrono::microseconds kSpin{400};  // looks on for so long; see serve_burst()
 
 class FaultThread {
  public:
@@ -42,14 +48,20 @@ class FaultThread {
     GuestChunks& guest;
     ChunkStore& store;
     PoolCounters& counters;
+    PoolOps& ops;
+    const std::atomic<bool>& watching;  // faults are ours; changed under exclude_answers() only
     const std::atomic<uint64_t>& bytes_max;
     // What returned memory reads as; not 0 only once guest.remember_pages() is done.
     const std::atomic<uint32_t>& poison;
+    bool drop_tables;
   };
   // Starts the thread. Nothing if the process is out of descriptors or threads.
   [[nodiscard]] static std::unique_ptr<FaultThread> start(const World& world,
                                                           std::chrono::milliseconds forget_max);
   ~FaultThread();
+  // While it is locked no fault is answered: for whoever changes what is watched. It must not touch
+  // guest memory with it.
+  [[nodiscard]] Mutex& exclude_answers() { return x_answering; }
   // Makes the timer run: there is a dirty chunk. Any thread.
   void arm();
   // Makes it run now: the pool holds more than it may. Any thread.
@@ -60,10 +72,12 @@ class FaultThread {
   void run();
   // False: the pool still holds too much.
   bool tick();
-  void serve();
-  void answer(const Fault& fault);
-  [[nodiscard]] bool give_chunk(size_t chunk);
-  void give_neighbours(size_t chunk);
+  void serve_burst();
+  // Answers the faults that wait; how many.
+  size_t serve();
+  void answer(const Fault& fault) LETHE_REQUIRES(x_answering);
+  [[nodiscard]] bool give_chunk(size_t chunk) LETHE_REQUIRES(x_answering);
+  void give_neighbours(size_t chunk) LETHE_REQUIRES(x_answering);
   void fill_small(const Fault& fault);
   [[nodiscard]] int fill_page(const Fault& fault);
   void fill_around(uint8_t* page);
@@ -71,9 +85,13 @@ class FaultThread {
   World x_world;
   std::chrono::milliseconds x_forget_max;
   EventFd x_event;
+  Mutex x_answering;
   std::atomic<bool> x_armed{false};
   std::atomic<bool> x_hurry{false};
   std::atomic<bool> x_stop{false};
+
+  std::chrono::steady_clock::time_point x_asked;     // when the last faults were read
+  std::chrono::steady_clock::time_point x_answered;  // and when the last was answered
 
   // Walks through memory: the chunk each would touch next, and how many it got last time.
   struct Stream {

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <system_error>
@@ -75,7 +76,28 @@ struct Engine {
   std::unique_ptr<ChunkStore> store;
   std::unique_ptr<Scrubbers> scrubbers;
   std::unique_ptr<FaultThread> faults;
+  bool drop_tables = false;  // see fault_thread.h
 };
+
+// Does MADV_DONTNEED over a hole take its page table away, so that a huge page can be put there
+// whole? Tried with one of 2 MiB beside guest memory.
+bool tables_can_be_dropped(const Userfault& userfault, const PageMap& pages, ChunkStore& store) {
+  constexpr uint64_t kSize = 2 * kChunkBytes;
+  void* const area = ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (area == MAP_FAILED) return false;
+  const auto begin = reinterpret_cast<uintptr_t>(area);
+  // SAFETY: the aligned chunk lies inside the mapping, which is twice as large.
+  uint8_t* const chunk = static_cast<uint8_t*>(area) + (kChunkBytes - begin % kChunkBytes);
+  bool whole = false;
+  (void)::madvise(area, kSize, MADV_NOHUGEPAGE);
+  *static_cast<volatile uint8_t*>(chunk) = 1;
+  if (::madvise(chunk, kChunkBytes, MADV_DONTNEED) == 0 &&
+      userfault.watch_missing(chunk, kChunkBytes) == 0 && store.give_fresh(chunk, 0))
+    whole = pages.is_huge(chunk).value_or(false);
+  ::munmap(area, kSize);
+  return whole;
+}
 
 class ScrubPoolImpl : public ScrubPool {
  public:
@@ -101,8 +123,8 @@ class ScrubPoolImpl : public ScrubPool {
   [[nodiscard]] bool open_pages() LETHE_REQUIRES(x_mutex);
   [[nodiscard]] bool start() LETHE_REQUIRES(x_mutex);
   [[nodiscard]] std::unique_ptr<Engine> make_engine(ChunkMover mover) LETHE_REQUIRES(x_mutex);
-  [[nodiscard]] bool watch(const Userfault& userfault) LETHE_REQUIRES(x_mutex);
-  void unwatch(const Userfault& userfault) LETHE_REQUIRES(x_mutex);
+  [[nodiscard]] bool watch(Engine& engine) LETHE_REQUIRES(x_mutex);
+  void unwatch(Engine& engine) LETHE_REQUIRES(x_mutex);
   void give_up(std::string_view why) LETHE_REQUIRES(x_mutex);
   [[nodiscard]] bool movable(uint8_t* host) const;
 
@@ -127,7 +149,7 @@ ScrubPoolImpl::~ScrubPoolImpl() {
   const MutexLock lock(x_mutex);
   if (!x_engine_owner) return;
   // Whoever waits for a fault is woken, and gets its memory from the kernel.
-  unwatch(*x_engine_owner->userfault);
+  unwatch(*x_engine_owner);
   x_engine_owner->faults.reset();
   x_engine_owner->scrubbers.reset();
 }
@@ -208,8 +230,8 @@ bool ScrubPoolImpl::start() {
     }
     x_engine.store(x_engine_owner.get(), std::memory_order_release);
   }
-  if (!watch(*x_engine_owner->userfault)) {
-    unwatch(*x_engine_owner->userfault);
+  if (!watch(*x_engine_owner)) {
+    unwatch(*x_engine_owner);
     give_up("guest memory can't be watched with userfaultfd; freed memory is discarded");
     return false;
   }
@@ -234,6 +256,8 @@ std::unique_ptr<Engine> ScrubPoolImpl::make_engine(ChunkMover mover) {
     return nullptr;
   x_guest.make_flags();
   engine->scrubbers = std::make_unique<Scrubbers>(*engine->store);
+  engine->drop_tables =
+      move && huge && tables_can_be_dropped(*engine->userfault, *x_pages_owner, *engine->store);
   try {
     if (!x_options.scrub_at_map)
       for (uint32_t i = 0; i < std::clamp(x_options.workers, 1U, kWorkersMax); ++i)
@@ -246,23 +270,32 @@ std::unique_ptr<Engine> ScrubPoolImpl::make_engine(ChunkMover mover) {
                                        .guest = x_guest,
                                        .store = *engine->store,
                                        .counters = x_counters,
+                                       .ops = x_ops,
+                                       .watching = x_watching,
                                        .bytes_max = x_bytes_max,
-                                       .poison = x_poison},
+                                       .poison = x_poison,
+                                       .drop_tables = engine->drop_tables},
                                       x_options.forget_max);
   return engine->faults ? std::move(engine) : nullptr;
 }
 
-bool ScrubPoolImpl::watch(const Userfault& userfault) {
-  for (const GuestChunks::Region& region : x_guest.regions())
-    if (userfault.watch_missing(region.host, region.size) != 0) return false;
+bool ScrubPoolImpl::watch(Engine& engine) {
+  const MutexLock lock(engine.faults->exclude_answers());
+  for (const GuestChunks::Region& region : x_guest.regions()) {
+    if (engine.userfault->watch_missing(region.host, region.size) != 0) return false;
+    if (engine.drop_tables) (void)x_ops.advise(region.host, region.size, MADV_NOHUGEPAGE);
+  }
   x_watching.store(true, std::memory_order_release);
   return true;
 }
 
-void ScrubPoolImpl::unwatch(const Userfault& userfault) {
+void ScrubPoolImpl::unwatch(Engine& engine) {
+  const MutexLock lock(engine.faults->exclude_answers());
   x_watching.store(false, std::memory_order_release);
-  for (const GuestChunks::Region& region : x_guest.regions())
-    userfault.unwatch(region.host, region.size);
+  for (const GuestChunks::Region& region : x_guest.regions()) {
+    if (engine.drop_tables) (void)x_ops.advise(region.host, region.size, MADV_HUGEPAGE);
+    engine.userfault->unwatch(region.host, region.size);
+  }
 }
 
 void ScrubPoolImpl::give_up(std::string_view why) {
@@ -271,7 +304,7 @@ void ScrubPoolImpl::give_up(std::string_view why) {
   x_bytes_max.store(0, std::memory_order_relaxed);
   if (!x_engine_owner || !x_engine_owner->faults) return;
   if (!x_engine_owner->store->trim(0)) x_engine_owner->faults->hurry();
-  if (x_poison.load(std::memory_order_relaxed) == 0) unwatch(*x_engine_owner->userfault);
+  if (x_poison.load(std::memory_order_relaxed) == 0) unwatch(*x_engine_owner);
 }
 
 void ScrubPoolImpl::set_bytes_max(uint64_t bytes) {
@@ -283,7 +316,7 @@ void ScrubPoolImpl::set_bytes_max(uint64_t bytes) {
   if (!x_engine_owner->store->trim(bytes)) x_engine_owner->faults->hurry();
   if (bytes < kChunkBytes && x_watching.load(std::memory_order_relaxed) &&
       x_poison.load(std::memory_order_relaxed) == 0)
-    unwatch(*x_engine_owner->userfault);
+    unwatch(*x_engine_owner);
 }
 
 void ScrubPoolImpl::set_poison(uint32_t value) {
