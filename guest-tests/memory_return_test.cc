@@ -311,4 +311,25 @@ TEST(MemoryReturnByTheHost, a_balloon_takes_memory_and_gives_it_back) {
   EXPECT_EQ(run.exit_code(), 64);
 }
 
+TEST(MemoryReturnByTheHost, reclaim_takes_what_is_free_though_the_guest_reported_nothing) {
+  ReturnRun run("host-driven");
+  run.stage("filled");
+  run.find_guest_memory();
+  const Weight before = run.weigh();
+  run.go_on();
+  const int64_t freed = run.stage("freed") * 1024;
+  expect_near(before.resident, run.weigh().resident, 1024);  // nothing was reported
+  int code = -1;
+  const std::string said = run.lethe_says("reclaim " + run.name(), &code);
+  EXPECT_EQ(code, 0) << said;
+  // The guest keeps a reserve.
+  EXPECT_GE(before.resident - run.weigh().resident, freed * 9 / 10) << said;
+  for (const char* stage : {"filled again", "room for a balloon"}) {
+    run.go_on();
+    run.stage(stage);
+  }
+  run.go_on();
+  EXPECT_EQ(run.exit_code(), 64);
+}
+
 }  // namespace

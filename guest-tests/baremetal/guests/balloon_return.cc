@@ -52,12 +52,8 @@ void stage(const char* name, MemoryReturn& memory, uint64_t mib) {
     CHECK(!deadline.passed());
     serve_statistics(driver(), memory);
     if (memory.hint()) print("hinted, %lu MiB free\n", memory.free_bytes() >> 20);
-    while (memory.follow_target()) {
-      if (memory.ballooned_bytes() % (uint64_t{16} << 20) == 0) {
-        print("balloon %lu MiB\n", memory.ballooned_bytes() >> 20);
-      }
-    }
-    wait_until([] { return false; }, 10);
+    while (memory.follow_target()) serve_statistics(driver(), memory);
+    wait_until([] { return false; }, 2);
   }
 }
 

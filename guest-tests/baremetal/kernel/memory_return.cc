@@ -9,7 +9,7 @@ namespace {
 
 constexpr uint64_t kZoneSplit = uint64_t{16} << 20;  // address where the second zone begins
 constexpr uint64_t kHintReserve = uint64_t{4} << 20;
-constexpr uint32_t kPfnsOfBlock = 512;
+constexpr uint32_t kPagesOfBlock = 512;
 
 }  // namespace
 
@@ -30,17 +30,25 @@ void MemoryReturn::init(BalloonDriver& balloon, const ScannerOptions& options, u
   scanner_.init(zones_, 2, options);
 }
 
+// The larger zone first, as every kernel spares its low memory.
+uint64_t MemoryReturn::take(unsigned order) {
+  const uint64_t address = zones_[1].allocate(order);
+  return address != kNoMemory ? address : zones_[0].allocate(order);
+}
+
 uint64_t MemoryReturn::allocate(unsigned order) {
   const Deadline deadline(kSoonMs);
   for (;;) {
-    // The larger zone first, as every kernel spares its low memory.
-    for (size_t z = 2; z-- > 0;) {
-      const uint64_t address = zones_[z].allocate(order);
-      if (address != kNoMemory) return address;
+    const uint64_t address = take(order);
+    if (address != kNoMemory) return address;
+    if (scanner_.isolated_bytes() != 0) {
+      CHECK(!deadline.passed());
+      reap();
+    } else if (hinted_count_ != 0) {
+      free(hinted_[--hinted_count_]);
+    } else {
+      return kNoMemory;
     }
-    if (scanner_.isolated_bytes() == 0) return kNoMemory;
-    CHECK(!deadline.passed());
-    reap();
   }
 }
 
@@ -87,57 +95,61 @@ void MemoryReturn::feed() {
 bool MemoryReturn::hint() {
   if (!balloon_->has(BalloonQueue::kHint)) return false;
   const uint32_t command = balloon_->hint_command();
-  if (command <= VIRTIO_BALLOON_CMD_ID_DONE || command == hint_served_) return false;
+  if (command == hint_served_ || command == VIRTIO_BALLOON_CMD_ID_STOP) return false;
   hint_served_ = command;
+  if (command == VIRTIO_BALLOON_CMD_ID_DONE) {
+    while (hinted_count_ != 0) free(hinted_[--hinted_count_]);
+    return true;
+  }
   balloon_->send_hint_command(command);
   Virtqueue& queue = balloon_->queue(BalloonQueue::kHint);
-  static uint64_t blocks[kBlocksMax];
-  size_t count = 0;
-  Used used = {};
-  // The host may change its mind at any time: then its command is another.
-  while (count < kBlocksMax && free_bytes() > kHintReserve && balloon_->hint_command() == command) {
-    const uint64_t block = allocate(kBlockOrder);
+  while (hinted_count_ < kBlocksMax && free_bytes() > kHintReserve &&
+         balloon_->hint_command() == command) {
+    const uint64_t block = take(kBlockOrder);
     if (block == kNoMemory) break;
-    blocks[count++] = block;
-    CHECK_SOON((queue.pop(used), queue.room() > 0));
     const Buffer b = writable(reinterpret_cast<void*>(block), block_bytes(kBlockOrder));
-    queue.publish(queue.add(&b, 1));
-    queue.kick();
+    queue.submit_and_wait(&b, 1);
+    hinted_[hinted_count_++] = block;
   }
-  CHECK_SOON((queue.pop(used), queue.room() == queue.size()));
   balloon_->send_hint_command(VIRTIO_BALLOON_CMD_ID_STOP);
-  CHECK_SOON(balloon_->hint_command() != command);
-  for (size_t i = 0; i < count; ++i) free(blocks[i]);
   return true;
 }
 
-void MemoryReturn::send_pfns(uint64_t block, bool inflate) {
-  static uint32_t pfns[kPfnsOfBlock];
-  for (uint32_t i = 0; i < kPfnsOfBlock; ++i) {
-    pfns[i] = static_cast<uint32_t>(block >> VIRTIO_BALLOON_PFN_SHIFT) + i;
+void MemoryReturn::send_pfns(uint64_t address, uint32_t count, bool inflate) {
+  static uint32_t pfns[kPagesOfBlock];
+  for (uint32_t i = 0; i < count; ++i) {
+    pfns[i] = static_cast<uint32_t>(address >> VIRTIO_BALLOON_PFN_SHIFT) + i;
   }
   if (inflate) {
-    balloon_->inflate(pfns, kPfnsOfBlock);
+    balloon_->inflate(pfns, count);
   } else {
-    balloon_->deflate(pfns, kPfnsOfBlock);
+    balloon_->deflate(pfns, count);
   }
 }
 
 bool MemoryReturn::follow_target() {
-  const uint64_t target = balloon_->target() / kPfnsOfBlock;
-  const size_t before = ballooned_;
-  if (ballooned_ < target && ballooned_ < kBlocksMax) {
-    const uint64_t block = allocate(kBlockOrder);
+  const uint32_t target = balloon_->target();
+  if (ballooned_pages_ == target) return false;
+  const bool inflate = ballooned_pages_ < target;
+  // Of the last block, or of the next one: how far it is filled, and what may change at once.
+  const uint32_t last = inflate ? ballooned_pages_ : ballooned_pages_ - 1;
+  uint64_t& block = ballooned_[last / kPagesOfBlock];
+  const uint32_t filled = ballooned_pages_ - last / kPagesOfBlock * kPagesOfBlock;
+  if (inflate) {
+    if (last / kPagesOfBlock == kBlocksMax) return false;
+    if (filled == 0) block = allocate(kBlockOrder);
     if (block == kNoMemory) return false;
-    send_pfns(block, true);
-    balloon_blocks_[ballooned_++] = block;
-  } else if (ballooned_ > target) {
-    const uint64_t block = balloon_blocks_[--ballooned_];
-    send_pfns(block, false);
-    free(block);
+    const uint32_t left = kPagesOfBlock - filled;
+    const uint32_t count = target - ballooned_pages_ < left ? target - ballooned_pages_ : left;
+    send_pfns(block + filled * kPageSize, count, true);
+    ballooned_pages_ += count;
+  } else {
+    const uint32_t count = ballooned_pages_ - target < filled ? ballooned_pages_ - target : filled;
+    send_pfns(block + (filled - count) * kPageSize, count, false);
+    if (count == filled) free(block);
+    ballooned_pages_ -= count;
   }
-  if (ballooned_ == before) return false;
-  balloon_->set_actual(static_cast<uint32_t>(ballooned_ * kPfnsOfBlock));
+  balloon_->set_actual(ballooned_pages_);
   return true;
 }
 

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "kernel/buddy.h"
+#include "kernel/memory.h"
 #include "kernel/scanner.h"
 #include "kernel/virtio/balloon.h"
 
@@ -19,8 +20,9 @@ class MemoryReturn {
   void init(BalloonDriver& balloon, const ScannerOptions& options,
             uint64_t keep = uint64_t{4} << 20);
 
-  // A block of 2^order pages, or kNoMemory. What is away with the host for a moment is waited for
-  // before it gives up: reporting never makes a guest run out of memory.
+  // A block of 2^order pages, or kNoMemory. What is away with the host for a moment is waited for,
+  // and what was hinted is taken back, before it gives up: no guest runs out of memory because it
+  // tells its host what is free.
   uint64_t allocate(unsigned order);
   void free(uint64_t address);
 
@@ -31,12 +33,15 @@ class MemoryReturn {
   // The same with the device gone: after its reset.
   void abandon() { scanner_.abandon(); }
 
-  // Free page hinting: if the host's command asks for it, allocates free blocks down to a reserve,
-  // hands them over, and frees them when the host is done. Whether it did.
+  // Free page hinting (virtio 1.2, section 5.5.6.5): at a command that is new, allocates free
+  // blocks down to a reserve and hands them over, until there are no more or the host has enough.
+  // They stay out of use until the host is done, so that none is hinted twice; then they are freed.
+  // Whether there was something to do.
   bool hint();
-  // Grows or shrinks the balloon to the host's target, a block at a time. Whether it did.
+  // Grows or shrinks the balloon towards the host's target by a block, or what is missing. Whether
+  // it did.
   bool follow_target();
-  uint64_t ballooned_bytes() const { return ballooned_ * block_bytes(kBlockOrder); }
+  uint64_t ballooned_bytes() const { return uint64_t{ballooned_pages_} * kPageSize; }
 
   const Scanner& scanner() const { return scanner_; }
   Zone& zone(size_t i) { return zones_[i]; }
@@ -46,16 +51,20 @@ class MemoryReturn {
   static constexpr unsigned kBlockOrder = 9;  // of hints and of the balloon
   static constexpr size_t kBlocksMax = 1024;
 
+  uint64_t take(unsigned order);
   void reap();
   void feed();
-  void send_pfns(uint64_t block, bool inflate);
+  void send_pfns(uint64_t address, uint32_t count, bool inflate);
 
   BalloonDriver* balloon_ = nullptr;
   Zone zones_[2];
   Scanner scanner_;
   uint32_t hint_served_ = VIRTIO_BALLOON_CMD_ID_STOP;
-  uint64_t balloon_blocks_[kBlocksMax] = {};
-  size_t ballooned_ = 0;
+  uint64_t hinted_[kBlocksMax] = {};
+  size_t hinted_count_ = 0;
+  // Of all blocks in the balloon but the last, every page is.
+  uint64_t ballooned_[kBlocksMax] = {};
+  uint32_t ballooned_pages_ = 0;
 };
 
 }  // namespace kernel
