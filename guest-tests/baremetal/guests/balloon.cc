@@ -30,6 +30,10 @@ void write_block(uint64_t address, uint64_t tag) {
   for (const uint64_t place : kPlaces) *at(address + place) = word(tag, place);
 }
 
+void poison_block(uint64_t address, uint32_t poison) {
+  for (const uint64_t place : kPlaces) *at(address + place) = (uint64_t{poison} << 32) | poison;
+}
+
 void check_block_part(uint64_t address, uint64_t tag, uint64_t begin, uint64_t end) {
   for (const uint64_t place : kPlaces) {
     if (place >= begin && place < end) CHECK_EQ(*at(address + place), word(tag, place));
@@ -76,6 +80,7 @@ void guest_main() {
       {"hinting", hinting},
       {"poison", poison},
       {"reset-with-reports", reset_with_reports},
+      {"return-beside-a-busy-cpu", return_beside_a_busy_cpu, true},
       {"isolation-bound", isolation_bound, true},
       {"return", memory_return, true},
       {"host-driven", host_driven, true},

@@ -13,6 +13,8 @@ inline constexpr unsigned kOrder2MiB = 9;
 // A block of 2 MiB is written and read at a few places only: its first word, its last, and words of
 // pages in between. What the words should be follows from the tag.
 void write_block(uint64_t address, uint64_t tag);
+// The same words, all of `poison` in every 4 bytes: what a kernel that poisons does at free().
+void poison_block(uint64_t address, uint32_t poison);
 // Fails a CHECK unless all words are those that write_block() wrote.
 void check_block(uint64_t address, uint64_t tag);
 // The same for [begin, end) of the block's bytes only, multiples of 4 KiB.
@@ -41,5 +43,8 @@ void reset_with_reports();
 void memory_return();
 void host_driven();
 void isolation_bound();
+
+// balloon_smp.cc: needs a second CPU.
+void return_beside_a_busy_cpu();
 
 }  // namespace balloon

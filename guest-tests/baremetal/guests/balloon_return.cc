@@ -21,6 +21,7 @@ constexpr uint64_t kWaitMs = 120000;
 uint64_t blocks[kBlocksMax];  // 0: not ours now
 size_t block_count;
 unsigned written_in[kBlocksMax];
+uint32_t poison_value;  // 0: none
 virtio_balloon_stat statistics_buffer[2];
 
 // Tells no more than the driver of a kernel would: free and total memory.
@@ -69,7 +70,7 @@ void fill(MemoryReturn& memory, unsigned round, bool returned) {
     if (i >= block_count) block_count = i + 1;
     // From the second round on all of it was returned. Under the policy lazy it may have any of its
     // old contents, and nobody remembers whose block it was.
-    if (round > 0 && returned && option("old") == nullptr) check_returned(address, 0, 0);
+    if (round > 0 && returned && option("old") == nullptr) check_returned(address, 0, poison_value);
     write_block(address, tag(round, i));
     written_in[i] = round;
   }
@@ -82,6 +83,7 @@ uint64_t free_most(MemoryReturn& memory, unsigned round, bool report) {
   for (size_t i = 0; i < block_count; ++i) {
     if (i % 4 == round % 4) continue;
     check_block(blocks[i], tag(written_in[i], i));
+    if (poison_value != 0) poison_block(blocks[i], poison_value);
     memory.free(blocks[i]);
     blocks[i] = 0;
     freed += k2MiB;
@@ -102,6 +104,10 @@ void check_kept() {
 void memory_return() {
   static MemoryReturn memory;
   BalloonDriver& d = driver();
+  poison_value = static_cast<uint32_t>(option_number("poison", 0));
+  if (poison_value != 0) {
+    d.restart({.required = feature(VIRTIO_BALLOON_F_PAGE_POISON), .poison = poison_value});
+  }
   CHECK(d.has(BalloonQueue::kReport));
   ScannerOptions options;
   options.isolated_max = option_number("isolated_mib", 64) << 20;

@@ -217,6 +217,7 @@ void guest_main() {
       {"balloon-others", balloon_others},
       {"balloon-own-rings", balloon_own_rings},
       {"balloon-own-kernel", balloon_own_kernel, true},
+      {"balloon-race", balloon_race, true},
       {"fuzz", fuzz},
       {"race", race, true},
   };

@@ -115,6 +115,8 @@ void balloon_reports();
 void balloon_others();
 void balloon_own_rings();
 void balloon_own_kernel();
+// hostile_balloon_race.cc: needs a second CPU.
+void balloon_race();
 // hostile_fuzz.cc
 void fuzz();
 // hostile_race.cc: needs a second CPU.
