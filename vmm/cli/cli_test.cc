@@ -184,6 +184,16 @@ TEST_F(Cli, help_and_version_go_to_stdout) {
   EXPECT_THAT(lethe("run --help").out, HasSubstr("Examples:"));
 }
 
+TEST_F(Cli, doctor_has_a_finding_for_each_means_whatever_the_host) {
+  const Ran ran = lethe("doctor");
+  for (const char* row : {"kernel", "io_uring", "huge pages", "pressure", "scrub pool", "KVM"}) {
+    const size_t at = ("\n" + ran.out).find(fmt::format("\n{:<13}", row));
+    ASSERT_NE(at, std::string::npos) << row << "\n" << ran.out;
+    EXPECT_NE(ran.out[at + 13], '\n') << row;
+  }
+  EXPECT_EQ(lethe("doctor --quiet").out, "");
+}
+
 TEST_F(Cli, reference_is_printed) {
   EXPECT_EQ(lethe("validate --print-reference").out, config_reference());
 }
