@@ -67,8 +67,9 @@ TEST(GovernorSimulation, weight_sets_the_share_of_a_scarce_host) {
         guest->cache_wanted = 300 * kMiB + static_cast<uint64_t>(part * 5 * kGiB);
     });
     host.run(900);
-    EXPECT_GT(heavy.allotment(), middle.allotment() * 5 / 4) << seed;
-    EXPECT_GT(middle.allotment(), light.allotment()) << seed;
+    EXPECT_GT(heavy.allotment(), middle.allotment() * 9 / 8) << seed;
+    EXPECT_GT(middle.allotment(), light.allotment() * 9 / 8) << seed;
+    EXPECT_GT(heavy.allotment(), light.allotment() * 3 / 2) << seed;
     EXPECT_GT(light.allotment(), 512 * kMiB) << seed;
   }
 }
