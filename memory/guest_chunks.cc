@@ -15,7 +15,11 @@ constexpr uint64_t kPages = kChunkBytes / kPageBytes;
 
 GuestChunks::GuestChunks(const GuestMemory& memory) {
   for (const MemoryRegion& region : memory.regions()) {
-    if (region.removable || region.fd >= 0) continue;
+    if (region.removable) continue;
+    if (region.fd >= 0) {
+      x_all = false;
+      continue;
+    }
     const auto begin = reinterpret_cast<uintptr_t>(region.host);
     const uint64_t skip = std::min((kChunkBytes - begin % kChunkBytes) % kChunkBytes, region.size);
     const size_t count = (region.size - skip) / kChunkBytes;

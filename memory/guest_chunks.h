@@ -30,6 +30,8 @@ class GuestChunks {
   explicit GuestChunks(const GuestMemory& memory);
 
   [[nodiscard]] const std::vector<Region>& regions() const { return x_regions; }
+  // True if that is all RAM there is.
+  [[nodiscard]] bool all_of_memory() const { return x_all && !x_regions.empty(); }
   [[nodiscard]] size_t chunk_count() const { return x_chunk_count; }
   // The region an address lies in, or null.
   [[nodiscard]] const Region* find(const uint8_t* at) const;
@@ -58,6 +60,7 @@ class GuestChunks {
  private:
   [[nodiscard]] uint64_t page_number(const Region& region, const uint8_t* at) const;
   std::vector<Region> x_regions;
+  bool x_all = true;
   size_t x_chunk_count = 0;
   uint64_t x_page_count = 0;
   std::unique_ptr<std::atomic<bool>[]> x_taken;

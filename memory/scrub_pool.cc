@@ -324,6 +324,7 @@ void ScrubPoolImpl::set_poison(uint32_t value) {
   const uint32_t before = x_poison.load(std::memory_order_relaxed);
   if (value == before) return;
   if (value != 0 && before == 0) {
+    if (!x_guest.all_of_memory()) return;
     // Watched first: from then on no page comes to be but through the fault thread.
     if (!open_pages() || !start()) return;
     if (!x_guest.remember_pages(*x_pages_owner)) {
