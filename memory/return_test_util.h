@@ -64,7 +64,7 @@ inline void fill(const GuestMemory& memory, uint64_t address, uint64_t bytes, ui
 inline bool all_bytes_are(const GuestMemory& memory, uint64_t address, uint64_t bytes,
                           uint8_t value) {
   const uint8_t* const at = host_of(memory, address);
-  return std::all_of(at, at + bytes, [&](uint8_t byte) { return byte == value; });
+  return at[0] == value && std::memcmp(at, at + 1, bytes - 1) == 0;
 }
 inline uint64_t resident(const GuestMemory& memory, uint64_t address, uint64_t bytes) {
   return resident_bytes(host_of(memory, address), bytes);
