@@ -137,6 +137,7 @@ bool ReturnPipeline::flush() {
   if (!x_flushing) sort_and_merge();
   x_flushing = true;
   x_seen_bytes = 0;
+  x_split_chunk = nullptr;
   const auto deadline = std::chrono::steady_clock::now() + x_options.wake_time_max;
   uint64_t left = x_options.wake_bytes_max;
   auto now = deadline;
@@ -239,10 +240,24 @@ int ReturnPipeline::discard_anonymous(uint8_t* host, uint64_t bytes, uint64_t re
   const auto begin = reinterpret_cast<uintptr_t>(host);
   const uint64_t head = std::min(bytes, (kChunkBytes - begin % kChunkBytes) % kChunkBytes);
   const uint64_t tail = bytes > head ? (begin + bytes) % kChunkBytes : 0;
-  // Advice: if it is refused, the discard below still forgets the content.
-  if (resident > 0 && head > 0) (void)x_ops.advise(host, head, MADV_FREE);
-  if (resident > 0 && tail > 0) (void)x_ops.advise(host + (bytes - tail), tail, MADV_FREE);
+  if (resident > 0 && head > 0) split_huge_page(host, head);
+  if (resident > 0 && tail > 0) split_huge_page(host + (bytes - tail), tail);
   return x_ops.advise(host, bytes, MADV_DONTNEED);
+}
+
+// [host, host + bytes) is a part of one chunk. Ranges are sorted: once a chunk is enough.
+void ReturnPipeline::split_huge_page(uint8_t* host, uint64_t bytes) {
+  const uint8_t* const chunk = host - reinterpret_cast<uintptr_t>(host) % kChunkBytes;
+  if (chunk == x_split_chunk) return;
+  x_split_chunk = chunk;
+  // Advice: if it is refused, the discard that follows still forgets the content.
+  (void)x_ops.advise(host, bytes, MADV_FREE);
+}
+
+uint64_t ReturnPipeline::resident() const {
+  uint64_t bytes = 0;
+  for (const MemoryRegion& region : x_regions) bytes += resident_bytes(region.host, region.size);
+  return bytes;
 }
 
 uint64_t ReturnPipeline::resident_in_huge_pages(const MemoryRegion& region, uint64_t offset,

@@ -128,6 +128,8 @@ class ReturnPipeline {
   [[nodiscard]] const ReturnCounters& counters() const { return x_counters; }
   // From add() to the end of the flush that forgot it, one sample a flush: its oldest range.
   [[nodiscard]] Histogram::Snapshot forget_latency() const { return x_latency.snapshot(); }
+  // Bytes of guest RAM that are resident now. Milliseconds a GiB at worst (4 KiB pages).
+  [[nodiscard]] uint64_t resident() const;
   void report_metrics(MetricSink& sink) const;
 
  private:
@@ -151,6 +153,7 @@ class ReturnPipeline {
   int discard_anonymous(uint8_t* host, uint64_t bytes, uint64_t resident);
   [[nodiscard]] uint64_t resident_in_huge_pages(const MemoryRegion& region, uint64_t offset,
                                                 uint64_t bytes);
+  void split_huge_page(uint8_t* host, uint64_t bytes);
   void overwrite(uint8_t* host, uint64_t bytes, uint32_t value);
   [[nodiscard]] uint64_t count_resident(const MemoryRegion& region, uint64_t offset,
                                         uint64_t bytes);
@@ -175,6 +178,7 @@ class ReturnPipeline {
   std::unique_ptr<std::array<uint8_t, kPieceBytes / 4096>> x_seen;
   const uint8_t* x_seen_host = nullptr;
   uint64_t x_seen_bytes = 0;
+  const uint8_t* x_split_chunk = nullptr;  // the last huge page that was split in this flush
 
   ReturnCounters x_counters;
   Histogram x_latency;

@@ -28,22 +28,22 @@ uint64_t BalloonPull::reserve(uint64_t total) {
   return std::max(kReserveMin, total / kReserveShare);
 }
 
-uint64_t BalloonPull::returned() const {
-  const ReturnCounters& counters = x_work.pipeline().counters();
-  return counters.freed.load() + counters.moved.load() + counters.lazy.load();
+uint64_t BalloonPull::given() const {
+  return x_resident_before > x_resident ? x_resident_before - x_resident : 0;
 }
-
-uint64_t BalloonPull::given() const { return returned() - x_before; }
 
 void BalloonPull::start(uint64_t bytes, Progress progress, Done done) {
   if (running()) return done({.text = "another pull is running"});
   if (!x_work.live()) return done({.text = "the guest has no balloon driver"});
   ++x_generation;
   x_wanted = bytes;
-  x_before = returned();
-  x_rounds = 0;
-  x_hinted_any = x_hints_dry = x_inflate_dry = x_released = x_topped_up = false;
-  x_window_without_statistics = false;
+  x_resident_before = x_resident = x_work.pipeline().resident();
+  x_held = x_step_bytes = 0;
+  x_window_size = kFirstWindow;
+  x_inflate_size = kFirstStep;
+  x_rounds = x_poor_windows = x_poor_steps = 0;
+  x_hints_dry = x_inflate_dry = x_hinted_any = x_inflated_any = false;
+  x_released = x_topped_up = x_window_without_statistics = false;
   x_started = Clock::now();
   x_progress = std::move(progress);
   x_done = std::move(done);
@@ -61,39 +61,76 @@ void BalloonPull::ask() {
   x_step = Step::kStatistics;
   x_asked = Clock::now();
   x_timer->cancel();
-  if ((x_work.features() & balloon_bit(VIRTIO_BALLOON_F_STATS_VQ)) == 0) return plan({});
+  if ((x_work.features() & balloon_bit(VIRTIO_BALLOON_F_STATS_VQ)) == 0) return plan(look({}));
   // It answers in time, with or without the guest.
   x_work.request_statistics([this, generation = x_generation](const BalloonStatistics& answer) {
     if (generation != x_generation || x_step != Step::kStatistics) return;
     if (answer.when < x_asked) return finish(false, "the guest does not answer for its statistics");
-    plan(answer);
+    plan(look(answer));
   });
 }
 
-void BalloonPull::plan(const BalloonStatistics& statistics) {
+BalloonPull::Look BalloonPull::look(const BalloonStatistics& statistics) {
+  x_resident = x_work.pipeline().resident();
+  const uint64_t ram = x_work.shared().ram_bytes;
+  const uint64_t free = std::min(tag_of(statistics, VIRTIO_BALLOON_S_MEMFREE), ram);
+  Look now{.kept = reserve(std::min(tag_of(statistics, VIRTIO_BALLOON_S_MEMTOT), ram)),
+           .told = !statistics.tags.empty()};
+  now.room = free > now.kept ? free - now.kept : 0;
+  // Everything else is in use, and resident but for little: holes of the kernel's, never touched.
+  const uint64_t unused = free + x_held + x_work.shared().actual.load() * kBalloonPage;
+  const uint64_t used = ram > unused ? ram - unused : 0;
+  now.gain = x_resident > used ? x_resident - used : 0;
+  if (now.gain < std::max(kGainMin, free / kGainShare)) now.gain = 0;
+  log_debug(
+      LogModule::kMemory,
+      "pull: {} ms, resident {} MiB, free {} MiB, held {} MiB, balloon {} MiB, to gain {} KiB",
+      std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - x_started).count(),
+      x_resident / kMiB, free / kMiB, x_held / kMiB,
+      x_work.shared().actual.load() * kBalloonPage / kMiB, now.gain / kKiB);
+  if (x_progress) x_progress(given());
+  return now;
+}
+
+// A step that brought little more than nothing was about memory that is not there.
+void BalloonPull::judge_last_step(const Look& now) {
+  const uint64_t gained = x_step_resident > x_resident ? x_step_resident - x_resident : 0;
+  const bool poor = gained < x_step_bytes / 4;
+  x_step_bytes = 0;
+  uint64_t& size = x_inflated_any ? x_inflate_size : x_window_size;
+  unsigned& poor_ones = x_inflated_any ? x_poor_steps : x_poor_windows;
+  bool& dry = x_inflated_any ? x_inflate_dry : x_hints_dry;
+  if (poor)
+    dry |= ++poor_ones >= kPoorMax || now.gain == 0;
+  else
+    size = std::min(2 * size, x_inflated_any ? kInflateStep : kWindowMax);
+}
+
+void BalloonPull::plan(const Look& now) {
   if (++x_rounds > kRoundsMax) return finish(false, "the guest's free memory does not settle");
-  const uint64_t free = tag_of(statistics, VIRTIO_BALLOON_S_MEMFREE);
-  const uint64_t kept = reserve(tag_of(statistics, VIRTIO_BALLOON_S_MEMTOT));
-  const uint64_t room = free > kept ? free - kept : 0;
+  if (x_step_bytes > 0) judge_last_step(now);
   const uint64_t left = x_wanted > given() ? x_wanted - given() : 0;
-  const uint64_t want = std::min(room, left);
 
   const bool hints = x_work.has(BalloonQueue::kHint) && !x_hints_dry && !x_released;
-  if (hints && statistics.tags.empty() && left > 0 && !x_window_without_statistics) {
+  if (hints && !now.told && left > 0 && !x_window_without_statistics) {
     // Nobody knows what is free: one window that can't hurt.
     x_window_without_statistics = true;
     return start_window(std::min(left, x_work.shared().ram_bytes / 8));
   }
-  if (hints && want >= kHintBlock) return start_window(want);
+  const uint64_t want = std::min(now.room, left);
+  const uint64_t window = std::min({want, std::max(now.gain, x_window_size), kWindowMax});
+  if (hints && window >= kHintBlock) return start_window(window);
 
   const bool inflates =
       (x_work.features() & balloon_bit(VIRTIO_BALLOON_F_DEFLATE_ON_OOM)) != 0 && !x_inflate_dry;
-  if (inflates && !x_released && want >= kInflateMin) return inflate(std::min(want, kInflateStep));
-  if (!x_released) return release();
+  const uint64_t step = std::min({want, std::max(now.gain, x_inflate_size), kInflateStep});
+  if (inflates && !x_released && step >= kInflateMin) return inflate(step);
+  if (!x_released) return release(left > 0 && inflates && (now.gain > 0 || x_inflated_any));
   // The reserve so far was made of fragments: the free blocks are the reserve now.
-  if (inflates && !x_topped_up && want >= kInflateMin) {
+  const uint64_t top_up = std::min(want, std::max(now.gain, now.kept));
+  if (inflates && !x_topped_up && top_up >= kInflateMin) {
     x_topped_up = true;
-    return inflate(std::min(want, kept + kTopUp));
+    return inflate(top_up);
   }
   deflate();
 }
@@ -102,6 +139,7 @@ void BalloonPull::plan(const BalloonStatistics& statistics) {
 
 void BalloonPull::start_window(uint64_t bytes) {
   x_window = bytes;
+  x_step_resident = x_resident;
   x_step = Step::kHintStart;
   x_hinted_any = true;
   // A command id is never used twice (5.5.6.5.2).
@@ -113,6 +151,7 @@ void BalloonPull::start_window(uint64_t bytes) {
 void BalloonPull::hinting_began() {
   if (x_step != Step::kHintStart) return;
   x_step = Step::kHinting;
+  x_window_began = Clock::now();
   x_timer->start(kPatience);
 }
 
@@ -121,8 +160,9 @@ void BalloonPull::hinting_began() {
 void BalloonPull::hinted(uint64_t bytes) {
   if (x_step != Step::kHinting) return;
   x_window -= std::min(x_window, bytes);
-  report_progress();
-  if (x_window < kHintBlock) return end_window();
+  x_held += bytes;
+  x_step_bytes += bytes;
+  if (x_window < kHintBlock || Clock::now() - x_window_began > kWindowTime) return end_window();
   x_timer->start(kPatience);
 }
 
@@ -146,6 +186,9 @@ void BalloonPull::hinting_ended() {
 
 void BalloonPull::inflate(uint64_t bytes) {
   x_step = Step::kInflate;
+  x_inflated_any = true;
+  x_step_bytes = bytes;
+  x_step_resident = x_resident;
   x_goal = x_work.shared().actual.load() + bytes / kBalloonPage;
   show_num_pages(x_goal);
   x_timer->start(kInflatePatience);
@@ -154,7 +197,6 @@ void BalloonPull::inflate(uint64_t bytes) {
 void BalloonPull::actual_changed() {
   const uint64_t actual = x_work.shared().actual.load();
   if (x_step == Step::kInflate) {
-    report_progress();
     if (actual >= x_goal) return ask();
     x_timer->start(kInflatePatience);
   } else if (x_step == Step::kDeflate) {
@@ -165,12 +207,11 @@ void BalloonPull::actual_changed() {
 
 // --- the way back
 
-void BalloonPull::release() {
+void BalloonPull::release(bool more) {
   x_released = true;
+  x_held = 0;
   if (x_hinted_any) show_hint_id(VIRTIO_BALLOON_CMD_ID_DONE);
-  // All that is wanted: then there may be more to have from the fragments.
-  if (x_wanted > given() && x_work.shared().actual.load() > x_work.shared().target_pages.load())
-    return ask();
+  if (more) return ask();
   deflate();
 }
 
@@ -216,6 +257,7 @@ void BalloonPull::finish(bool complete, std::string why) {
   x_timer->cancel();
   x_deadline->cancel();
   x_step = Step::kIdle;
+  x_resident = x_work.pipeline().resident();
   if (x_hinted_any && !x_released) show_hint_id(VIRTIO_BALLOON_CMD_ID_DONE);
   BalloonShared& shared = x_work.shared();
   shared.pulling.store(false);
@@ -243,10 +285,6 @@ void BalloonPull::show_num_pages(uint64_t pages) {
 void BalloonPull::show_hint_id(uint32_t id) {
   x_work.shared().hint_id.store(id);
   x_work.config_changed();
-}
-
-void BalloonPull::report_progress() {
-  if (x_progress) x_progress(given());
 }
 
 }  // namespace lethe
