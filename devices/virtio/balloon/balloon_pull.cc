@@ -41,7 +41,7 @@ void BalloonPull::start(uint64_t bytes, Progress progress, Done done) {
   x_held = x_step_bytes = 0;
   x_window_size = kFirstWindow;
   x_inflate_size = kFirstStep;
-  x_rounds = x_poor_windows = x_poor_steps = 0;
+  x_rounds = x_release_looks = x_poor_windows = x_poor_steps = 0;
   x_hints_dry = x_inflate_dry = x_hinted_any = x_inflated_any = false;
   x_released = x_topped_up = x_window_without_statistics = false;
   x_started = Clock::now();
@@ -131,6 +131,11 @@ void BalloonPull::plan(const Look& now) {
   if (inflates && !x_topped_up && top_up >= kInflateMin) {
     x_topped_up = true;
     return inflate(top_up);
+  }
+  // The guest answered for its statistics before it got round to its blocks: a moment more.
+  if (inflates && !x_topped_up && now.room < kInflateMin && x_release_looks++ < kReleaseLooksMax) {
+    x_step = Step::kRelease;
+    return x_timer->start(kReleasePause);
   }
   deflate();
 }
@@ -245,6 +250,8 @@ void BalloonPull::timed_out() {
       return ask();
     case Step::kDeflate:
       return finish(false, "the guest does not take its pages out of the balloon");
+    case Step::kRelease:
+      return ask();
     case Step::kIdle:
     case Step::kStatistics:
       return;

@@ -49,6 +49,8 @@ class BalloonPull {
   // Windows, or steps, that may bring less than a quarter of their size before they end.
   static constexpr unsigned kPoorMax = 2;
   static constexpr unsigned kRoundsMax = 1024;
+  static constexpr unsigned kReleaseLooksMax = 20;
+  static constexpr std::chrono::milliseconds kReleasePause{50};
   static constexpr std::chrono::milliseconds kWindowTime{250};
   // No sign of life from the guest for so long ends a step: hinting, deflating ...
   static constexpr std::chrono::milliseconds kPatience{3'000};
@@ -82,6 +84,7 @@ class BalloonPull {
     kHinting,
     kHintStop,
     kInflate,
+    kRelease,
     kDeflate
   };
 
@@ -126,6 +129,7 @@ class BalloonPull {
   uint64_t x_inflate_size = 0;     // of the next step, likewise
   uint64_t x_goal = 0;             // pages of the balloon to reach
   unsigned x_rounds = 0;
+  unsigned x_release_looks = 0;
   unsigned x_poor_windows = 0;
   unsigned x_poor_steps = 0;
   bool x_hints_dry = false;
