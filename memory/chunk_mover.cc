@@ -7,10 +7,6 @@
 
 #include "base/log.h"
 
-#ifndef MAP_FIXED_NOREPLACE
-#define MAP_FIXED_NOREPLACE 0x100000
-#endif
-
 namespace lethe {
 namespace {
 
@@ -67,11 +63,7 @@ class MremapCarrier : public ChunkCarrier {
  private:
   // Maps what a failed mremap may have unmapped; where it has not, MAP_FIXED_NOREPLACE refuses.
   void mend(uint8_t* guest) const {
-    // SAFETY: replaces nothing.
-    void* const result =
-        ::mmap(guest, kChunkBytes, PROT_READ | PROT_WRITE,
-               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
-    if (result == MAP_FAILED) return;
+    if (x_ops.map_if_free(guest, kChunkBytes) != 0) return;
     log_warn(LogModule::kMemory, "mremap failed half-way; 2 MiB of guest memory were mapped anew");
     (void)::madvise(guest, kChunkBytes, x_huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     (void)::madvise(guest, kChunkBytes, MADV_DONTDUMP);

@@ -9,6 +9,9 @@
 
 #include <cerrno>
 
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
 #endif
@@ -38,6 +41,15 @@ int PoolOps::remap(uint8_t* from, uint8_t* to, uint64_t size) {
   void* const result =
       ::mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to);
   return result == MAP_FAILED ? errno : 0;
+}
+
+int PoolOps::map_if_free(uint8_t* at, uint64_t size) {
+  // The bare system call: TSan takes mmap() for a write to memory that other threads wait for.
+  // SAFETY: replaces nothing.
+  const long result =
+      ::syscall(SYS_mmap, at, size, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+  return result == -1 ? errno : 0;
 }
 
 int PoolOps::advise(uint8_t* at, uint64_t size, int advice) {

@@ -18,6 +18,9 @@ class PoolOps {
   // mremap(2) of `size` bytes with MREMAP_FIXED and MREMAP_DONTUNMAP: the pages move, both ranges
   // stay mapped. 0 or an errno value.
   [[nodiscard]] virtual int remap(uint8_t* from, uint8_t* to, uint64_t size);
+  // Maps private anonymous memory there, unless something is mapped there: EEXIST. 0 or an errno
+  // value. mmap(2), MAP_FIXED_NOREPLACE
+  [[nodiscard]] virtual int map_if_free(uint8_t* at, uint64_t size);
   // madvise(2); 0 or an errno value.
   [[nodiscard]] virtual int advise(uint8_t* at, uint64_t size, int advice);
   static PoolOps& system();
