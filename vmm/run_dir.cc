@@ -24,7 +24,7 @@ namespace {
 constexpr const char* kLockName = "lock";
 constexpr size_t kSocketNameMax = 16;  // "/console.sock" and what may come
 constexpr int kTriesMax = 100;         // each lost to another process's end
-constexpr std::chrono::milliseconds kLookersPatience{20};
+constexpr std::chrono::milliseconds kLookersPatience{100};
 
 Unexpected refused(const std::string& path, const std::string& what) {
   return host_error("run-time directory '{}': {}", printable(path), what);

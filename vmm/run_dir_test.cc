@@ -3,10 +3,10 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -213,16 +213,20 @@ TEST_F(RunDirTest, a_name_that_does_not_run_is_told_with_those_that_do) {
 }
 
 TEST_F(RunDirTest, starts_while_others_look_whether_it_runs) {
-  std::atomic<bool> done{false};
-  std::thread looker([&] {
-    while (!done.load()) (void)running_vms(x_roots);
+  // Who looks (running_vms) holds the lock of a dead VM for a moment.
+  std::filesystem::create_directories(x_base + "/lethe/vm");
+  std::ofstream(x_base + "/lethe/vm/lock") << "1\n";
+  const UniqueFd looker(::open((x_base + "/lethe/vm/lock").c_str(), O_RDONLY | O_CLOEXEC));
+  ASSERT_EQ(::flock(looker.get(), LOCK_SH | LOCK_NB), 0);
+  std::thread end_of_look([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+    (void)::flock(looker.get(), LOCK_UN);
   });
-  for (int i = 0; i < 200; ++i) {
-    const auto dir = RunDir::create("vm", x_roots);
-    EXPECT_TRUE(dir) << dir.error().text;
-  }
-  done.store(true);
-  looker.join();
+  const auto dir = RunDir::create("vm", x_roots);
+  EXPECT_TRUE(dir) << dir.error().text;
+  end_of_look.join();
+  // Someone who keeps it is another VM.
+  EXPECT_THAT(error("vm"), HasSubstr("'vm' is running already"));
 }
 
 }  // namespace
