@@ -164,6 +164,10 @@ Result<std::unique_ptr<EventLoop::Watch>> EventLoop::watch_writable(int fd, Call
   return watch(x_impl->context, fd, asio::posix::descriptor_base::wait_write, std::move(callback));
 }
 
+Result<std::unique_ptr<EventLoop::Watch>> EventLoop::watch_priority(int fd, Callback callback) {
+  return watch(x_impl->context, fd, asio::posix::descriptor_base::wait_error, std::move(callback));
+}
+
 std::unique_ptr<EventLoop::Timer> EventLoop::make_timer(Callback callback) {
   return std::make_unique<AsioTimer>(x_impl->context, std::move(callback));
 }

@@ -40,6 +40,12 @@ class EventLoop {
   // The same for writable.
   [[nodiscard]] Result<std::unique_ptr<Watch>> watch_writable(int fd, Callback callback);
 
+  // Calls `callback` when `fd` has an exceptional condition (POLLPRI), or an error (POLLERR); it
+  // must tell which by poll(2), and end a watch that reports an error, which lasts. A poll that is
+  // not the watch's own may take the event away, for descriptors that forget it then (PSI
+  // triggers).
+  [[nodiscard]] Result<std::unique_ptr<Watch>> watch_priority(int fd, Callback callback);
+
   class Timer {
    public:
     virtual ~Timer() = default;

@@ -1,9 +1,11 @@
 #include "base/event_loop.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -124,6 +126,39 @@ TEST_F(EventLoopTest, one_descriptor_can_be_watched_in_both_directions) {
   ASSERT_TRUE(readable.has_value());
   run();
   EXPECT_EQ(order, std::vector<std::string>({"writable", "readable"}));
+}
+
+// Out-of-band data of a TCP connection is what poll(2) calls priority.
+TEST_F(EventLoopTest, priority_watch_is_called_for_priority_and_not_for_ordinary_data) {
+  const UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  // SAFETY: the sockets API's own way to pass an address.
+  auto* const generic = reinterpret_cast<sockaddr*>(&address);
+  ASSERT_EQ(::bind(listener.get(), generic, size), 0);
+  ASSERT_EQ(::listen(listener.get(), 1), 0);
+  ASSERT_EQ(::getsockname(listener.get(), generic, &size), 0);
+  const UniqueFd sender(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  ASSERT_EQ(::connect(sender.get(), generic, size), 0);
+  const UniqueFd receiver(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  ASSERT_TRUE(receiver.valid());
+  int calls = 0;
+  const auto watch = loop_.watch_priority(receiver.get(), [&] {
+    ++calls;
+    char urgent = 0;
+    EXPECT_EQ(::recv(receiver.get(), &urgent, 1, MSG_OOB), 1);
+    EXPECT_EQ(urgent, '!');
+    loop_.stop();
+  });
+  ASSERT_TRUE(watch.has_value()) << watch.error().text;
+  ASSERT_EQ(::send(sender.get(), "x", 1, 0), 1);
+  run_what_is_ready();
+  EXPECT_EQ(calls, 0);
+  ASSERT_EQ(::send(sender.get(), "!", 1, MSG_OOB), 1);
+  run();
+  EXPECT_EQ(calls, 1);
 }
 
 TEST_F(EventLoopTest, watch_refuses_a_closed_descriptor) {
