@@ -22,6 +22,7 @@
 #include "vmm/acpi/acpi.h"
 #include "vmm/boot/boot.h"
 #include "vmm/boot/layout.h"
+#include "vmm/machine_memory.h"
 #include "vmm/memory_return.h"
 #include "vmm/serial_port.h"
 
@@ -176,6 +177,7 @@ Result<> Machine::build_virtio(ByteSink& console) {
   if (x_config.balloon.enabled) {
     x_return = std::make_unique<MemoryReturn>(x_config, *x_memory);
     LETHE_TRY(add_virtio(x_return->take_device()));
+    x_policy = std::make_unique<MachineMemory>(x_config, x_loop, *x_return);
   }
   return {};
 }
@@ -205,6 +207,7 @@ void Machine::start() {
       pthread_setname_np(pthread_self(), fmt::format("vcpu{}", i).c_str());
       run_vcpu(*x_vcpus[i]);
     });
+  if (x_policy) x_policy->policy().start();  // reads files: the guest runs meanwhile
 }
 
 void Machine::run_vcpu(Vcpu& vcpu) {

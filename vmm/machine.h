@@ -23,6 +23,7 @@ namespace lethe {
 class BlockDevice;
 class ConsoleDevice;
 class Ioapic;
+class MachineMemory;
 class MemoryReturn;
 class MetricSink;
 class VirtioDevice;
@@ -68,6 +69,8 @@ class Machine final : private MachineControl {
 
   // Null without a balloon.
   [[nodiscard]] MemoryReturn* memory_return() { return x_return.get(); }
+  // The loop that governs it; null where that is.
+  [[nodiscard]] MachineMemory* memory_policy() { return x_policy.get(); }
 
   // Counters and gauges of all parts (vmm/machine_metrics.cc). Takes no lock that a vCPU or a
   // device holds for long; looking at the guest's memory takes up to 1 ms a GiB.
@@ -103,6 +106,7 @@ class Machine final : private MachineControl {
   std::unique_ptr<GuestMemory> x_memory;
   // Its pool answers page faults of guest memory: every thread that touches that ends before it.
   std::unique_ptr<MemoryReturn> x_return;
+  std::unique_ptr<MachineMemory> x_policy;
   std::unique_ptr<KvmVm> x_vm;
   Bus x_ports{"port I/O"};
   Bus x_mmio{"MMIO"};

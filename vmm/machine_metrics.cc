@@ -15,6 +15,7 @@
 #include "devices/virtio/pci_transport.h"
 #include "devices/virtio/rng/rng.h"
 #include "vmm/machine.h"
+#include "vmm/machine_memory.h"
 #include "vmm/memory_return.h"
 
 namespace lethe {
@@ -130,6 +131,7 @@ void Machine::report_metrics(MetricSink& sink) const {
   sink.gauge("lethe_memory_resident_bytes", "What of the guest's memory the host holds now.",
              static_cast<double>(resident_bytes(*x_memory)));
   if (x_return) x_return->report_metrics(sink);
+  if (x_policy) x_policy->policy().report_metrics(sink);
   sink.gauge("lethe_process_resident_bytes", "All memory of the process that the host holds now.",
              static_cast<double>(process_resident_bytes()));
   sink.gauge("lethe_process_cpu_seconds", "Processor time of the process, guest included.",

@@ -2,8 +2,10 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <utility>
 
+#include "vmm/machine_memory.h"
 #include "vmm/memory_return.h"
 
 namespace lethe {
@@ -75,7 +77,16 @@ void MachineTarget::refresh(std::function<void()> done) {
       [&loop = x_loop, end](const BalloonStatistics&) { loop.post(end); });
 }
 
-std::vector<DecisionLine> MachineTarget::decisions() { return {}; }
+std::vector<DecisionLine> MachineTarget::decisions() {
+  std::vector<DecisionLine> lines;
+  MachineMemory* const memory = x_machine.memory_policy();
+  if (memory == nullptr) return lines;
+  const auto now = std::chrono::steady_clock::now();
+  for (auto& line : memory->policy().decisions())
+    lines.push_back({std::chrono::duration<double>(now - line.when).count(), std::move(line.text)});
+  std::reverse(lines.begin(), lines.end());
+  return lines;
+}
 
 void MachineTarget::report_metrics(MetricSink& sink) {
   sink.gauge("lethe_vm_uptime_seconds", "Since `lethe run` began.", uptime_s(x_history));
@@ -109,6 +120,7 @@ Result<> MachineTarget::set_memory(const MemoryChange& change) {
   memory->want(change.policy.value_or(memory->wanted_policy()),
                change.pool_max.value_or(memory->pool_max()));
   if (change.balloon_target) memory->balloon().set_target(*change.balloon_target);
+  x_machine.memory_policy()->policy().start();
   return {};
 }
 
