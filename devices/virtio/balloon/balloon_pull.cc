@@ -38,7 +38,7 @@ void BalloonPull::start(uint64_t bytes, Progress progress, Done done) {
   ++x_generation;
   x_wanted = bytes;
   x_resident_before = x_resident = x_work.pipeline().resident();
-  x_held = x_step_bytes = 0;
+  x_held = x_free = x_step_bytes = 0;
   x_window_size = kFirstWindow;
   x_inflate_size = kFirstStep;
   x_rounds = x_release_looks = x_poor_windows = x_poor_steps = 0;
@@ -77,6 +77,10 @@ BalloonPull::Look BalloonPull::look(const BalloonStatistics& statistics) {
   Look now{.kept = reserve(std::min(tag_of(statistics, VIRTIO_BALLOON_S_MEMTOT), ram)),
            .told = !statistics.tags.empty()};
   now.room = free > now.kept ? free - now.kept : 0;
+  // What is free beyond what the last step left was held: the guest's shrinker takes blocks back.
+  const uint64_t expected = x_free > x_step_bytes ? x_free - x_step_bytes : 0;
+  if (x_step_bytes > 0 && free > expected) x_held -= std::min(x_held, free - expected);
+  x_free = free;
   // Everything else is in use, and resident but for little: holes of the kernel's, never touched.
   const uint64_t unused = free + x_held + x_work.shared().actual.load() * kBalloonPage;
   const uint64_t used = ram > unused ? ram - unused : 0;

@@ -121,7 +121,8 @@ class BalloonPull {
   uint64_t x_wanted = 0;
   uint64_t x_resident_before = 0;  // at the start
   uint64_t x_resident = 0;         // at the last look
-  uint64_t x_held = 0;             // bytes hinted and not released
+  uint64_t x_held = 0;             // bytes hinted and not released, about
+  uint64_t x_free = 0;             // the guest's word at the last look
   uint64_t x_window = 0;           // bytes of the hinting window that are left
   uint64_t x_step_bytes = 0;       // what the last window or step was about
   uint64_t x_step_resident = 0;    // resident before it
