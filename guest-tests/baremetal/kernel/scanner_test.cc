@@ -92,6 +92,34 @@ TEST(ScannerTest, never_more_than_the_bound_is_away) {
   EXPECT_EQ(world.scanner().isolated_most(), uint64_t{64} << 20);
 }
 
+// Without the truth beside it, which would be large.
+TEST(ScannerTest, ten_gib_freed_at_once_never_have_more_than_64_mib_away) {
+  constexpr uint64_t kBytes = uint64_t{10} << 30;
+  std::vector<PageRecord> records(Zone::records_for(0, kBytes));
+  Zone zone;
+  zone.init(0, kBytes, records.data());
+  zone.add(0, kBytes, false);
+  Scanner scanner;
+  scanner.init(&zone, 1, {});
+  EXPECT_TRUE(scanner.due());
+  scanner.wake();
+  std::vector<uint64_t> away;
+  uint64_t reported = 0;
+  while (scanner.awake() || !away.empty()) {
+    FreeBlock block;
+    while (scanner.next(block)) {
+      away.push_back(block.address);
+      reported += block.bytes;
+      ASSERT_LE(scanner.isolated_bytes(), uint64_t{64} << 20);
+      ASSERT_GE(zone.free_bytes(), kBytes - (uint64_t{64} << 20));  // the rest can be allocated
+    }
+    for (const uint64_t address : away) scanner.done(address, true);
+    away.clear();
+  }
+  EXPECT_EQ(reported, kBytes);
+  EXPECT_EQ(scanner.isolated_most(), uint64_t{64} << 20);
+}
+
 TEST(ScannerTest, frees_wake_it_at_the_high_water_mark_and_not_below) {
   BuddyWorld world(two_zones());
   report_all(world);
