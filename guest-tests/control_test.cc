@@ -225,6 +225,20 @@ TEST_F(Control, the_policy_is_changed_while_the_guest_runs) {
   EXPECT_EQ(WEXITSTATUS(status), 64) << read("log");
 }
 
+TEST_F(Control, memory_auto_is_switched_while_the_guest_runs) {
+  ASSERT_NO_FATAL_FAILURE(start_and_return());
+  const auto put = [this](const std::string& body) {
+    return ask("PUT /memory HTTP/1.1\r\nConnection: close\r\nContent-Length: " +
+               std::to_string(body.size()) + "\r\n\r\n" + body);
+  };
+  EXPECT_THAT(put(R"({"auto":true})"), HasSubstr("\"auto\":true"));
+  EXPECT_TRUE(soon([this] { return stat("governor.steps_total") >= 1; }));
+  EXPECT_THAT(put(R"({"balloon_target":0})"), HasSubstr("the governor sets the balloon"));
+  EXPECT_THAT(put(R"({"auto":false,"balloon_target":"2M"})"),
+              HasSubstr("\"balloon_target\":2097152"));
+  EXPECT_TRUE(soon([this] { return stat("balloon.actual_bytes") == 2 * kMiB; }));
+}
+
 TEST_F(Control, wrong_names_and_arguments_are_one_line) {
   ASSERT_NO_FATAL_FAILURE(start());
   ASSERT_NO_FATAL_FAILURE(wait_for("stage filled"));

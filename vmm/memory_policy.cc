@@ -43,6 +43,17 @@ void MemoryPolicyLoop::start() {
   if (x_options.automatic) x_timer->start(x_options.beat_min);
 }
 
+void MemoryPolicyLoop::set_automatic(bool automatic) {
+  if (std::exchange(x_options.automatic, automatic) == automatic) return;
+  x_governed_pool_max = x_target.pool_max();
+  x_governor.emplace(governor_options(x_options, x_governed_pool_max));
+  x_guest_when = {};
+  x_timer->cancel();
+  if (!automatic) return x_target.balloon().set_target(0);
+  start();
+  x_timer->start(x_options.beat_min);
+}
+
 void MemoryPolicyLoop::set_focus(bool focus) {
   if (std::exchange(x_focus, focus) == focus || !x_options.automatic) return;
   x_timer->start(x_options.beat_min);
@@ -83,7 +94,7 @@ void MemoryPolicyLoop::on_trigger() {
 void MemoryPolicyLoop::step() {
   ++x_steps;
   x_stepped_at = steady_clock::now();
-  const Decision decision = x_governor.step(observe());
+  const Decision decision = x_governor->step(observe());
   carry_out(decision);
   note(decision);
   // The answer is for the next step: nobody waits for a guest.
@@ -174,11 +185,11 @@ void MemoryPolicyLoop::note(const Decision& decision) {
 
 void MemoryPolicyLoop::report_metrics(MetricSink& sink) const {
   sink.gauge("lethe_governor_price_ratio", "Price of host memory: 0 plenty, 1 at its floor.",
-             x_governor.price());
+             x_governor->price());
   sink.gauge("lethe_governor_need_bytes", "What the guest is thought to need.",
-             static_cast<double>(x_governor.need()));
+             static_cast<double>(x_governor->need()));
   sink.gauge("lethe_governor_pressure", "1 while the host is under memory pressure.",
-             x_governor.under_pressure() ? 1 : 0);
+             x_governor->under_pressure() ? 1 : 0);
   sink.gauge("lethe_governor_psi_some_ratio",
              "Part of the last 10 s in which a task waited for memory, at the last look.",
              x_seen.averages.some_avg10 / 100);

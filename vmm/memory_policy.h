@@ -66,6 +66,10 @@ class MemoryPolicyLoop {
   // Harmless if it runs. Nothing happens unless memory.auto is set or the policy is "auto" now: a
   // user who changes that calls again.
   void start();
+  // memory.auto, while the VM runs: the governor starts afresh; switched off, what the balloon took
+  // is given back.
+  void set_automatic(bool automatic);
+  [[nodiscard]] bool automatic() const { return x_options.automatic; }
   // An input of the governor: the user looks at this VM's window.
   void set_focus(bool focus);
 
@@ -90,12 +94,12 @@ class MemoryPolicyLoop {
   void note(const Decision& decision);
 
   EventLoop& x_loop;
-  const MemoryPolicyOptions x_options;
+  MemoryPolicyOptions x_options;
   MemoryPolicyTarget& x_target;
   Shrinker& x_shrinker;
   std::optional<Pressure> x_pressure;  // once started
-  Governor x_governor;
-  const uint64_t x_governed_pool_max;  // what the governor takes for the pool's size
+  std::optional<Governor> x_governor;  // always there: optional so that it can be made anew
+  uint64_t x_governed_pool_max;        // what the governor takes for the pool's size
   UniqueFd x_trigger;
   std::unique_ptr<EventLoop::Watch> x_watch;
   std::unique_ptr<EventLoop::Timer> x_timer;

@@ -181,6 +181,21 @@ TEST_F(MemoryPolicyTest, pool_size_that_the_user_changed_is_what_is_scaled) {
   for (const auto& [word, bytes] : target_.applied) EXPECT_LE(bytes, 128 * kMiB);
 }
 
+TEST_F(MemoryPolicyTest, memory_auto_is_switched_on_and_off_and_then_gives_the_balloon_back) {
+  MemoryPolicyLoop policy(loop_, options_, target_, shrinker_);
+  policy.start();
+  available(1);
+  run(milliseconds(30));
+  EXPECT_EQ(target_.guest.target(), 0U);
+  policy.set_automatic(true);
+  ASSERT_TRUE(run_until([&] { return target_.guest.target() > 0; }));
+  policy.set_automatic(false);
+  EXPECT_FALSE(policy.automatic());
+  EXPECT_EQ(target_.guest.target(), 0U);
+  run(milliseconds(50));
+  EXPECT_EQ(target_.guest.target(), 0U);
+}
+
 TEST_F(MemoryPolicyTest, kept_decisions_are_bounded) {
   options_.automatic = true;
   options_.beat_min = milliseconds(1);

@@ -103,6 +103,7 @@ MemorySettings MachineTarget::memory() {
   settings.policy = policy_word(memory->wanted_policy());
   settings.policy_now = policy_word(memory->policy());
   settings.pool_max = memory->pool_max();
+  settings.automatic = x_machine.memory_policy()->policy().automatic();
   settings.balloon_target = memory->balloon().target();
   settings.balloon_actual = memory->balloon().actual();
   return settings;
@@ -114,13 +115,18 @@ Result<> MachineTarget::set_memory(const MemoryChange& change) {
   if (change.balloon_target.value_or(0) > x_config.memory.size_bytes)
     return host_error("balloon_target is more than the guest has: it must be at most {}",
                       x_config.memory.size_bytes);
+  if (change.balloon_target &&
+      change.automatic.value_or(x_machine.memory_policy()->policy().automatic()))
+    return host_error("the governor sets the balloon: set \"auto\" to false to do it yourself");
   // Everything is checked before anything is changed.
   if (change.policy) LETHE_TRY(memory->check_policy(*change.policy));
   if (change.pool_max) LETHE_TRY(memory->check_pool_max(*change.pool_max));
   memory->want(change.policy.value_or(memory->wanted_policy()),
                change.pool_max.value_or(memory->pool_max()));
+  MemoryPolicyLoop& policy = x_machine.memory_policy()->policy();
+  if (change.automatic) policy.set_automatic(*change.automatic);
+  policy.start();  // harmless if it runs
   if (change.balloon_target) memory->balloon().set_target(*change.balloon_target);
-  x_machine.memory_policy()->policy().start();
   return {};
 }
 
