@@ -1,5 +1,6 @@
 # The Linux tier's cases, run from the repository's root (or its copy in the lab) by run-tests.
-# busybox sh, since the lab has nothing else. $LETHE: the program; $OUT: the results' folder.
+# busybox sh, since the lab has nothing else. $LETHE: the program; $PROBE: memory_probe;
+# $OUT: the results' folder.
 # shellcheck shell=sh
 set -u
 disks=build/guests/disks
@@ -46,6 +47,41 @@ power_button() {
   echo "PASS linux-powerbutton"
 }
 
+# Memory that a stock guest frees is back at the host, and good again when the guest takes it: by
+# the guest's own reports, or (with PULL) on demand. NAME is the case's; SHARE the percentage of the
+# freed bytes that must be back.
+memory_return() { # memory_return NAME SHARE PULL --set KEY=VALUE...
+  name=$1 share=$2 pull=$3
+  shift 3
+  log=$OUT/linux-memory-$name.log
+  line=$("$PROBE" -t "$log" -p "$pull" -w 240000 \
+    "$LETHE" run guest-tests/lab/signals/linux-memory.toml "$@") || {
+    echo "FAIL linux-memory-$name: the end of its console:"
+    tail -n 20 "$log"
+    return 1
+  }
+  echo "$line" | tr ' ' '\n' >"$log.figures"
+  figure() { sed -n "s/^$1=//p" "$log.figures"; }
+  back=$((($(figure rss_filled) - $(figure rss_end)) * 100))
+  freed=$(($(figure free_freed) - $(figure free_filled)))
+  if [ "$(figure exit)" != 0 ] || ! grep -q "lethe-test: memory: passed" "$log"; then
+    echo "FAIL linux-memory-$name: $line; the end of its console:"
+    tail -n 20 "$log"
+    return 1
+  fi
+  if [ $freed -lt 100000 ] || [ $back -lt $((freed * share)) ]; then
+    echo "FAIL linux-memory-$name: less than $share % of $freed KiB came back: $line"
+    return 1
+  fi
+  echo "PASS linux-memory-$name: $((back / freed)) % of $((freed / 1024)) MiB back"
+}
+
 "$LETHE" check --jobs 1 --out "$OUT" --junit "$OUT/junit.xml" "$@" || failed=1
 power_button || failed=1
+memory_return discard 90 true --set memory.policy=discard || failed=1
+memory_return pull 95 "$LETHE reclaim linux-memory all" --set memory.policy=discard \
+  --set balloon.free_page_reporting=false || failed=1
+memory_return shared 90 true --set memory.policy=discard --set memory.backing=shared || failed=1
+# In the lab's kernel, without UFFDIO_MOVE, chunks move by mremap, and stay in the pool for reuse.
+memory_return pool 25 true --set memory.policy=pool || failed=1
 exit $failed
