@@ -178,6 +178,8 @@ Result<> Machine::build_virtio(ByteSink& console) {
     x_return = std::make_unique<MemoryReturn>(x_config, *x_memory);
     LETHE_TRY(add_virtio(x_return->take_device()));
     x_policy = std::make_unique<MachineMemory>(x_config, x_loop, *x_return);
+    for (BlockDevice* disk : x_disks)
+      x_caches.push_back(x_policy->shrinker().add(disk->bounce_cache()));
   }
   return {};
 }

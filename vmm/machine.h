@@ -13,6 +13,7 @@
 #include "devices/byte_stream.h"
 #include "devices/legacy/machine_control.h"
 #include "devices/pci/pci_bus.h"
+#include "memory/shrinker.h"
 #include "vmm/config.h"
 #include "vmm/kvm/coalesced_writes.h"
 #include "vmm/kvm/kvm.h"
@@ -115,7 +116,8 @@ class Machine final : private MachineControl {
   std::unique_ptr<PciBus> x_pci;
   // x_pci owns these.
   ConsoleDevice* x_virtio_console = nullptr;
-  std::vector<const BlockDevice*> x_disks;
+  std::vector<BlockDevice*> x_disks;
+  std::vector<Shrinker::Registration> x_caches;  // of the devices
   std::vector<const VirtioPciTransport*> x_transports;
   std::vector<std::unique_ptr<Vcpu>> x_vcpus;
   std::unique_ptr<CoalescedWrites> x_coalesced;  // null if this KVM has none

@@ -55,6 +55,8 @@ class BlockDevice : public VirtioDevice {
 
   [[nodiscard]] uint64_t sectors() const { return x_config.capacity; }
   [[nodiscard]] const BlockCounters& counters() const { return x_counters; }
+  // For the shrinker, whose registration must end before the device does.
+  [[nodiscard]] ShrinkableCache& bounce_cache() { return x_io->bounce_cache(); }
 
  private:
   BlockDevice(const BlockOptions& options, DiskFile disk);

@@ -51,6 +51,9 @@ BlockIo::BlockIo(EventLoop& loop, DiskFile& disk, BlockGeometry geometry, BlockI
       x_counters(counters),
       x_ring(std::move(ring)),
       x_timer(loop.make_timer([this] { release_held(); })),
+      // The shrinker's registration has ended before this is destroyed, on the loop's thread: what
+      // it posted has run by then.
+      x_bounce([this] { x_loop.post([this] { x_bounce.purge_as_asked(); }); }),
       x_requests(x_options.iops_max),
       x_bytes(x_options.bandwidth_max),
       x_queues(queues) {}

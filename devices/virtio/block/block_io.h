@@ -64,6 +64,9 @@ class BlockIo {
   void stop_queue(uint16_t index);
   void stop_all();
 
+  // Its bounce buffers, for the shrinker; any thread.
+  [[nodiscard]] ShrinkableCache& bounce_cache() { return x_bounce.cache(); }
+
  private:
   struct LiveQueue {
     std::unique_ptr<Queue> queue;

@@ -4,6 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
+#include <thread>
+
 #include "devices/virtio/block/block_test_util.h"
 
 namespace lethe {
@@ -308,6 +312,37 @@ TEST(BlockTest, more_bounced_requests_than_buffers_wait_their_turn) {
                            content.begin() + static_cast<ptrdiff_t>((i + 1) * 32768),
                            guest.data(requests[i]).begin()));
   }
+}
+
+TEST(BlockTest, bounce_buffers_are_purged_and_come_back_while_requests_run) {
+  const Bytes content = random_bytes(1 << 20, 17);
+  const TempDisk disk(content);
+  BlockGuest guest({.path = disk.path(), .direct = true});
+  ShrinkableCache& cache = guest.device().bounce_cache();
+  Shrinker shrinker;
+  const auto registration = shrinker.add(cache);
+  EXPECT_EQ(cache.count(), 0u);
+  std::atomic<bool> stop{false};
+  uint64_t asked = 0;
+  std::thread purging([&] {
+    while (!stop) asked += shrinker.purge(1).asked_bytes;
+  });
+  for (int i = 0; i < 200; ++i) {
+    Bytes bytes(300 * 1024);
+    ASSERT_EQ(guest.read(0, bytes, 1, 3), kOk);
+    ASSERT_TRUE(std::equal(bytes.begin(), bytes.end(), content.begin()));
+  }
+  stop = true;
+  purging.join();
+  EXPECT_GT(asked, 0u);
+  EXPECT_GE(guest.counters().bounced, 400u);
+  // Idle now: everything goes, and its thread does it by itself.
+  (void)shrinker.purge(UINT64_MAX);
+  const auto deadline = deadline_in(FakeTransport::kPatience);
+  while (cache.count() > 0 && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  EXPECT_EQ(cache.count(), 0u);
+  EXPECT_GT(cache.purged_bytes(), 0u);
 }
 
 std::string open_error(const BlockOptions& options) {
