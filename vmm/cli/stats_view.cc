@@ -13,6 +13,7 @@ namespace json = boost::json;
 namespace {
 
 constexpr int kLabelWidth = 22;
+constexpr size_t kDecisionsShown = 8;  // --json has more
 
 class Table {
  public:
@@ -60,12 +61,15 @@ class Table {
   std::string x_text;
 };
 
-void add_memory(Table& table) {
+void add_memory(Table& table, const json::value& stats) {
   table.section("memory");
   table.bytes("guest", "memory.size_bytes");
   table.bytes("resident", "memory.resident_bytes", " of it at the host");
   table.bytes("whole process", "process.resident_bytes");
   table.section("returned by the guest");
+  if (const json::value* const policy = find_path(stats, "return.policy");
+      policy != nullptr && policy->is_object() && !policy->get_object().empty())
+    table.row("policy now", printable(std::string_view(policy->get_object().begin()->key())));
   table.bytes("reported", "return.reported_bytes_total",
               table.parts("return.reported_bytes_total"));
   table.count("merged", "return.merged_ranges_total", " ranges");
@@ -99,11 +103,22 @@ void add_memory(Table& table) {
 
 void add_decisions(Table& table, const json::value& stats) {
   table.section("governor");
+  if (number_at(stats, "governor.steps_total").value_or(1) > 0) {  // else it never looked
+    if (const auto price = number_at(stats, "governor.price_ratio"))
+      table.row("price of memory",
+                fmt::format("{:.2f} (0: the host has plenty, 1: it has none)", *price));
+    if (number_at(stats, "governor.pressure").value_or(0) > 0)
+      table.row("the host", "is under memory pressure");
+    table.bytes("the guest needs", "governor.need_bytes");
+  }
   const json::value* const decisions = find_path(stats, "decisions");
   if (decisions == nullptr || !decisions->is_array()) return;
-  for (const json::value& decision : decisions->get_array())
+  size_t left = kDecisionsShown;
+  for (const json::value& decision : decisions->get_array()) {
+    if (left-- == 0) break;
     table.row(fmt::format("{} ago", human_uptime(number_at(decision, "age_s").value_or(0))),
               printable(text_at(decision, "text")));
+  }
 }
 
 }  // namespace
@@ -117,7 +132,7 @@ std::string stats_table(const json::value& state, const json::value& stats) {
   if (const double boots = number_at(state, "boots").value_or(1); boots > 1)
     head += fmt::format(", started {:.0f} times", boots);
   Table table(stats);
-  add_memory(table);
+  add_memory(table, stats);
   add_decisions(table, stats);
   return head + "\n" + table.take();
 }

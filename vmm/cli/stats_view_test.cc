@@ -19,8 +19,9 @@ TEST(StatsView, shows_what_there_is_and_leaves_out_the_rest) {
   const auto stats = boost::json::parse(R"({
     "memory":{"size_bytes":1073741824,"resident_bytes":1572864},
     "return":{"reported_bytes_total":{"inflate":0,"report":2097152,"hint":1048576},
-              "isolated_bytes":0,
+              "policy":{"discard":1},"isolated_bytes":0,
               "forget_seconds":{"count":3,"sum":0.1,"p50":0.0012,"p99":0.05,"max":1.25}},
+    "governor":{"price_ratio":0.256,"pressure":1,"need_bytes":1048576},
     "decisions":[{"age_s":61,"text":"pool to 64 MiB: memory pressure 12 %"}]})");
   EXPECT_EQ(stats_table(state, stats),
             "vm: running, process 42, up 1 h 2 min, 2 vCPUs, started 2 times\n"
@@ -28,17 +29,22 @@ TEST(StatsView, shows_what_there_is_and_leaves_out_the_rest) {
             "  guest                 1 GiB\n"
             "  resident              1.5 MiB of it at the host\n"
             "\nreturned by the guest\n"
+            "  policy now            discard\n"
             "  reported              3 MiB (report 2 MiB, hint 1 MiB)\n"
             "  isolated now          0\n"
             "  forgotten within      p50 1.2 ms, p99 50.0 ms, max 1.2 s (3 times)\n"
             "\ngovernor\n"
+            "  price of memory       0.26 (0: the host has plenty, 1: it has none)\n"
+            "  the host              is under memory pressure\n"
+            "  the guest needs       1 MiB\n"
             "  1 min 1 s ago         pool to 64 MiB: memory pressure 12 %\n");
 }
 
 TEST(StatsView, answers_of_any_shape_do_no_harm) {
-  for (const char* text : {"null", "[]", "1", "{}", R"({"memory":7,"return":[],"decisions":{}})",
-                           R"({"memory":{"size_bytes":"x"},"decisions":[1,null,{"text":{}}]})",
-                           R"({"return":{"forget_seconds":{"count":1}}})"}) {
+  for (const char* text :
+       {"null", "[]", "1", "{}", R"({"memory":7,"return":[],"decisions":{}})",
+        R"({"memory":{"size_bytes":"x"},"decisions":[1,null,{"text":{}}]})",
+        R"({"return":{"forget_seconds":{"count":1}}})", R"({"return":{"policy":{}}})"}) {
     const auto value = boost::json::parse(text);
     EXPECT_THAT(stats_table(value, value), HasSubstr("vCPUs")) << text;
   }
