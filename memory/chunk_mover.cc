@@ -51,7 +51,6 @@ class MremapCarrier : public ChunkCarrier {
     x_mappings.fetch_add(2, std::memory_order_relaxed);  // it, and what is left behind it
     // The new mapping has lost the registration; nothing in it is missing yet.
     (void)x_userfault.watch_missing(guest, kChunkBytes);
-    x_userfault.wake(guest, kChunkBytes);
     return {.moved = error == 0 ? kChunkBytes : 0, .error = error};
   }
 

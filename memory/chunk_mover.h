@@ -19,7 +19,7 @@ class ChunkCarrier {
   // Moves all pages from guest memory to an empty slot of the arena. On an error `moved` bytes from
   // the start are in the slot and no longer in the guest.
   [[nodiscard]] virtual MoveOutcome carry_out(uint8_t* guest, uint8_t* slot) = 0;
-  // Moves all pages of a slot to a hole in guest memory, and wakes who waits for them. On an error
+  // Moves all pages of a slot to a hole in guest memory; wakes nobody. On an error
   // `moved` bytes from the start are in guest memory; what the slot still has is the caller's to
   // discard. Guest memory stays mapped whatever happens.
   [[nodiscard]] virtual MoveOutcome carry_in(uint8_t* slot, uint8_t* guest) = 0;

@@ -138,7 +138,9 @@ void FaultThread::answer(const Fault& fault) {
   // While guest memory is watched only this thread makes pages in it: what is a hole now stays one
   // until it is filled below.
   if (chunk && x_world.pages.is_hole(x_world.guest.host(*chunk)) && give_chunk(*chunk)) {
-    give_neighbours(*chunk);
+    // Woken last: a guest that walks on would else run into its neighbours while they are made.
+    const size_t end = give_neighbours(*chunk);
+    x_world.userfault.wake(x_world.guest.host(*chunk), (end - *chunk) * kChunkBytes);
     return;
   }
   fill_small(fault);
@@ -156,8 +158,7 @@ bool FaultThread::give_chunk(size_t chunk) {
     value = never_there ? 0 : poison;
   }
   x_world.guest.set_taken(chunk, false);
-  // SAFETY: a hole, and nobody else fills it: this discards no content, only the page table.
-  if (x_world.drop_tables) (void)x_world.ops.advise(host, kChunkBytes, MADV_DONTNEED);
+  drop_table(host);
   if (!never_there && x_world.store.give_kept(host, value)) {
     add(x_world.counters.by_pool, 1);
   } else if (x_world.store.give_fresh(host, value)) {
@@ -169,7 +170,13 @@ bool FaultThread::give_chunk(size_t chunk) {
   return true;
 }
 
-void FaultThread::give_neighbours(size_t chunk) {
+// SAFETY: only for a hole: nobody else fills it, so this discards no content, only the page table
+// that a fault has left there.
+void FaultThread::drop_table(uint8_t* hole) {
+  if (x_world.drop_tables) (void)x_world.ops.advise(hole, kChunkBytes, MADV_DONTNEED);
+}
+
+size_t FaultThread::give_neighbours(size_t chunk) {
   auto stream = std::find_if(x_streams.begin(), x_streams.end(),
                              [&](const Stream& s) { return s.next == chunk; });
   if (stream == x_streams.end()) {
@@ -186,12 +193,15 @@ void FaultThread::give_neighbours(size_t chunk) {
     uint8_t* const host = x_world.guest.host(next);
     if (poison != 0 && x_world.guest.was_there(host, kChunkBytes) != GuestChunks::There::kAll)
       break;
-    if (!x_world.pages.is_hole(host) || !x_world.store.give_clean(host, poison)) break;
+    if (!x_world.pages.is_hole(host)) break;
+    drop_table(host);
+    if (!x_world.store.give_clean(host, poison)) break;
     x_world.guest.set_taken(next, false);
     x_world.guest.set_there(host, kChunkBytes);
     add(x_world.counters.by_neighbour, 1);
   }
   stream->next = next;
+  return next;
 }
 
 void FaultThread::fill_small(const Fault& fault) {

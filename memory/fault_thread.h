@@ -6,7 +6,8 @@
 //
 // - A chunk with no page at all gets a clean one of the pool's, else a dirty one scrubbed here and
 //   now, else a fresh one. With it go neighbours: while a guest walks through memory it gave back,
-//   twice as many chunks each time, up to kNeighboursMax; a move costs 1 us, a wake-up 100.
+//   twice as many chunks each time, up to kNeighboursMax; a move costs 1 us, a wake-up 100. The
+//   guest is woken last: it would run into the chunks that are being put before it.
 //   The fault itself costs least if guest memory is not marked for huge pages: the kernel clears a
 //   huge page before it asks us, and throws it away. But then it leaves an empty page table in the
 //   hole, where a huge page can only be put in pieces; MADV_DONTNEED over the hole takes that away
@@ -77,7 +78,9 @@ class FaultThread {
   size_t serve();
   void answer(const Fault& fault) LETHE_REQUIRES(x_answering);
   [[nodiscard]] bool give_chunk(size_t chunk) LETHE_REQUIRES(x_answering);
-  void give_neighbours(size_t chunk) LETHE_REQUIRES(x_answering);
+  // The number of the first chunk behind them.
+  size_t give_neighbours(size_t chunk) LETHE_REQUIRES(x_answering);
+  void drop_table(uint8_t* hole) LETHE_REQUIRES(x_answering);
   void fill_small(const Fault& fault);
   [[nodiscard]] int fill_page(const Fault& fault);
   void fill_around(uint8_t* page);

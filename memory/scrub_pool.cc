@@ -360,6 +360,7 @@ ScrubPool::Stats ScrubPoolImpl::stats() const {
   result.scrubbed_bytes = bytes(x_counters.scrubbed);
   result.expired_bytes = bytes(x_counters.expired);
   result.trimmed_bytes = bytes(x_counters.trimmed);
+  result.lost_bytes = bytes(x_counters.lost);
   result.refused = x_counters.refused.load(std::memory_order_relaxed);
   result.stalls = x_counters.stalls.load(std::memory_order_relaxed);
   result.forget = x_counters.forget.snapshot();
@@ -389,6 +390,8 @@ void ScrubPoolImpl::report_metrics(MetricSink& sink) const {
                "Pool memory discarded because it was not scrubbed in time.", now.expired_bytes);
   sink.counter("lethe_pool_trimmed_bytes_total",
                "Pool memory discarded because the pool became smaller.", now.trimmed_bytes);
+  sink.counter("lethe_pool_lost_bytes_total",
+               "Pool memory discarded because it could not be moved back.", now.lost_bytes);
   sink.counter("lethe_pool_refused_total", "Chunks that could not be moved to the pool.",
                now.refused);
   sink.counter("lethe_pool_stalls_total",

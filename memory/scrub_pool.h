@@ -83,6 +83,7 @@ class ScrubPool : public ChunkTaker {
     uint64_t small_bytes = 0;
     uint64_t scrubbed_bytes = 0, expired_bytes = 0, trimmed_bytes = 0;
     uint64_t refused = 0;         // takes that returned false for a chunk the pool had room for
+    uint64_t lost_bytes = 0;      // could not be moved back, and were discarded
     uint64_t stalls = 0;          // faults that had to be tried again: no memory on the host
     Histogram::Snapshot forget;   // from take() to unreadable by anyone
     Histogram::Snapshot refault;  // from the fault's message to the memory's being there

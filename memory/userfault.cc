@@ -20,6 +20,7 @@ struct UffdioMove {
   __s64 move;  // out: bytes moved, or a negative errno
 };
 constexpr unsigned long kUffdioMove = _IOWR(UFFDIO, 0x05, UffdioMove);
+constexpr uint64_t kMoveDontWake = 1;
 constexpr uint64_t kFeatureMove = uint64_t{1} << 16;
 
 constexpr int kRetries = 64;
@@ -99,7 +100,7 @@ MoveOutcome Userfault::move(uint8_t* to, uint8_t* from, uint64_t size) const {
     UffdioMove arg{.dst = address(to) + outcome.moved,
                    .src = address(from) + outcome.moved,
                    .len = size - outcome.moved,
-                   .mode = 0,
+                   .mode = kMoveDontWake,
                    .move = 0};
     outcome.error = x_ops->control(fd(), kUffdioMove, &arg);
     if (arg.move > 0) outcome.moved += static_cast<uint64_t>(arg.move);
