@@ -34,13 +34,23 @@ MemoryPolicyLoop::MemoryPolicyLoop(EventLoop& loop, const MemoryPolicyOptions& o
       x_shrinker(shrinker),
       x_governor(governor_options(options, target.pool_max())),
       x_governed_pool_max(target.pool_max()),
-      x_timer(loop.make_timer([this] { step(); })) {}
+      x_timer(loop.make_timer([this] { on_timer(); })) {}
 
 void MemoryPolicyLoop::start() {
-  if (x_pressure || !(x_options.automatic || x_target.policy_is_auto())) return;
-  x_pressure.emplace(x_options.host_root);
-  watch_trigger();
-  if (x_options.automatic) x_timer->start(x_options.beat_min);
+  if (x_started || !(x_options.automatic || x_target.policy_is_auto())) return;
+  x_started = true;
+  x_timer->start(x_options.beat_min);
+}
+
+// The first time it only begins to listen. Not before: giving a trigger back costs 8 ms and more
+// (the kernel waits for its readers), which a VM that lives for a moment must not pay.
+void MemoryPolicyLoop::on_timer() {
+  if (!x_pressure) {
+    x_pressure.emplace(x_options.host_root);
+    watch_trigger();
+    if (!x_options.automatic) return;
+  }
+  step();
 }
 
 void MemoryPolicyLoop::set_automatic(bool automatic) {
@@ -48,9 +58,11 @@ void MemoryPolicyLoop::set_automatic(bool automatic) {
   x_governed_pool_max = x_target.pool_max();
   x_governor.emplace(governor_options(x_options, x_governed_pool_max));
   x_guest_when = {};
-  x_timer->cancel();
-  if (!automatic) return x_target.balloon().set_target(0);
-  start();
+  if (!automatic) {
+    if (x_pressure) x_timer->cancel();
+    return x_target.balloon().set_target(0);
+  }
+  x_started = true;
   x_timer->start(x_options.beat_min);
 }
 

@@ -2,7 +2,7 @@
 //
 // It runs on the main loop: woken by the host's PSI trigger, and by a timer for as long as the
 // governor wants to look again: each second under pressure, and with memory.auto each 3 to 10 s. A
-// VM without memory.auto on an idle host has no timer.
+// VM without memory.auto on an idle host has no timer, once the loop listens: a beat after start().
 //
 //   memory.policy = "auto"   policy and pool follow the host's pressure, and the caches are purged
 //   memory.auto = true       also pool size, balloon target and pulls, by price and need
@@ -85,6 +85,7 @@ class MemoryPolicyLoop {
 
  private:
   void watch_trigger();
+  void on_timer();
   void on_trigger();
   void step();
   [[nodiscard]] Observation observe();
@@ -97,7 +98,8 @@ class MemoryPolicyLoop {
   MemoryPolicyOptions x_options;
   MemoryPolicyTarget& x_target;
   Shrinker& x_shrinker;
-  std::optional<Pressure> x_pressure;  // once started
+  bool x_started = false;
+  std::optional<Pressure> x_pressure;  // a beat later
   std::optional<Governor> x_governor;  // always there: optional so that it can be made anew
   uint64_t x_governed_pool_max;        // what the governor takes for the pool's size
   UniqueFd x_trigger;
