@@ -3,7 +3,7 @@
 // Bandwidth: scrub() over 256 MiB of huge pages, against a non-temporal memset written plainly
 // here; in turn, chunk by chunk.
 // Loss: a thread computes on the first core, and the pool's worker is pinned to it, too. In windows
-// of 200 ms, in turn, the worker has dirty chunks without end, or none. They come from the last
+// of 100 ms, in turn, the worker has dirty chunks without end, or none. They come from the last
 // core, where the pool's other thread is.
 #include <dirent.h>
 #include <emmintrin.h>
@@ -119,8 +119,8 @@ uint64_t busy(std::chrono::milliseconds time, std::vector<uint64_t>& words) {
 }
 
 void measure_loss(BenchReport& report) {
-  constexpr int kWindows = 20;
-  const auto window = std::chrono::milliseconds(200);
+  constexpr int kWindows = 40;
+  const auto window = std::chrono::milliseconds(100);
   const long last = ::sysconf(_SC_NPROCESSORS_ONLN) - 1;
   if (last < 1) give_up("one processor is not enough for this");
   ScrubPoolOptions options;
@@ -144,19 +144,19 @@ void measure_loss(BenchReport& report) {
   });
   pin(0, 0);
   std::vector<uint64_t> words(16 * 1024, 1);
-  std::vector<double> with, without;
+  std::vector<double> kept;  // of its pace, in a pair of windows
   uint64_t scrubbed = 0;
   int dry = 0;
   for (int i = 0; i < kWindows; ++i) {
     refill(guest);
-    without.push_back(static_cast<double>(busy(window, words)));
+    const auto without = static_cast<double>(busy(window, words));
     guest.pool->set_bytes_max(options.bytes_max);
     next = 0;
     const auto begin = BenchClock::now();
     while (guest.pool->stats().dirty_bytes < kDirtyMin / 2)
       if (seconds_since(begin) > 10) give_up("the pool gets no dirty chunks");
     const uint64_t before = guest.pool->stats().scrubbed_bytes;
-    with.push_back(static_cast<double>(busy(window, words)));
+    kept.push_back(static_cast<double>(busy(window, words)) / without);
     scrubbed += guest.pool->stats().scrubbed_bytes - before;
     if (guest.pool->stats().dirty_bytes == 0) ++dry;
     next = kChunks;
@@ -165,8 +165,7 @@ void measure_loss(BenchReport& report) {
   supplier.join();
   report.add("scrub.neighbour_scrubbed_mb", static_cast<double>(scrubbed) / 1e6, "MB");
   report.add("scrub.neighbour_windows_dry", dry, "count");
-  report.add("scrub.neighbour_loss",
-             std::max(0.0, 1 - quantile(with, 0.5) / quantile(without, 0.5)), "ratio");
+  report.add("scrub.neighbour_loss", std::max(0.0, 1 - quantile(kept, 0.5)), "ratio");
 }
 
 }  // namespace
