@@ -63,7 +63,7 @@ constexpr Turning kNextTurn{0.5, milliseconds(180'000)};
 // The load changed: the price leaves the band in which it had settled.
 constexpr double kSettledBand = 0.1;
 constexpr double kSettledSeconds = 30;  // it follows slow drift
-constexpr milliseconds kSettledAfter{150'000};
+constexpr milliseconds kSettledAfter{240'000};
 // Above its need a guest is given memory only when the price has been this low for so long: others
 // may be about to take what they need.
 constexpr double kPlentyPrice = 0.1;
@@ -111,7 +111,7 @@ uint64_t since(uint64_t now, uint64_t before) { return now > before ? now - befo
 }  // namespace
 
 uint64_t Governor::host_floor(uint64_t total) {
-  return std::clamp<uint64_t>(total / 20, 64 * kMiB, 2 * kGiB);
+  return std::clamp<uint64_t>(total / 20, 16 * kMiB, 2 * kGiB);
 }
 
 Governor::Governor(const GovernorOptions& options)

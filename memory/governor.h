@@ -87,7 +87,7 @@ class Governor {
 
   [[nodiscard]] Decision step(const Observation& seen);
 
-  // What the host must be left, of `total` bytes: a twentieth, 64 MiB to 2 GiB.
+  // What the host must be left, of `total` bytes: a twentieth, 16 MiB to 2 GiB.
   [[nodiscard]] static uint64_t host_floor(uint64_t total);
   // What the guest is left at the least: its floor, but a sixteenth of its size and 64 MiB if that
   // is more (a kernel's own tables grow with its size), and never above its size.
