@@ -27,6 +27,7 @@ constexpr double kPsiPriceMax = 0.5;
 
 // After a high price guests take at its slowly falling memory: all of them then get more at the
 // same pace, and nobody gets what another one, slower to ask, will need.
+constexpr double kStepPartsMax = 4;        // of the guest's size, the longest step
 constexpr double kHighPriceSeconds = 300;  // from 1 to 0
 constexpr double kShortPrice = 0.3;
 
@@ -43,7 +44,7 @@ constexpr double kSwappedIn = static_cast<double>(kMiB);
 
 // How far a step goes: a share of the distance a second, within limits.
 constexpr double kShare = 1.0 / 24;
-constexpr double kShareUrgent = 1.0 / 6;  // giving, with the host near its floor
+constexpr double kShareUrgent = 1.0 / 5;  // giving, with the host near its floor
 constexpr double kHighPrice = 0.75;
 // A little above the floor, where the price no longer tells: the guest gives without waiting,
 // whatever it did before.
@@ -350,6 +351,7 @@ void Governor::decide_balloon(const Observation& seen, double seconds, Decision&
   const uint64_t untouched = since(x_options.guest_size - x_target, seen.resident);
   if (distance < 0) step += static_cast<double>(std::min(untouched, x_options.guest_size / 8));
   step = std::min(std::abs(distance), std::max(step, least));
+  step = std::min(step, size / kStepPartsMax);
   const auto bytes = static_cast<uint64_t>(step) / kMiB * kMiB;
   if (bytes == 0) return;
   const uint64_t target = distance > 0 ? x_target - bytes : x_target + bytes;
