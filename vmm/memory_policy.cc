@@ -39,6 +39,7 @@ MemoryPolicyLoop::MemoryPolicyLoop(EventLoop& loop, const MemoryPolicyOptions& o
 void MemoryPolicyLoop::start() {
   if (x_started || !(x_options.automatic || x_target.policy_is_auto())) return;
   x_started = true;
+  watch_reports();
   x_timer->start(x_options.beat_min);
 }
 
@@ -51,6 +52,29 @@ void MemoryPolicyLoop::on_timer() {
     if (!x_options.automatic) return;
   }
   step();
+}
+
+void MemoryPolicyLoop::watch_reports() {
+  x_target.balloon().on_reports(
+      [this, &loop = x_loop, alive = std::weak_ptr(x_alive)](uint64_t bytes) {
+        loop.post([this, alive, bytes] {
+          if (!alive.expired()) on_reports(bytes);
+        });
+      });
+}
+
+void MemoryPolicyLoop::on_reports(uint64_t bytes) {
+  x_reported += bytes;
+  const auto now = steady_clock::now();
+  if (!x_options.automatic || x_reported < kFollowBytes ||
+      now - x_followed_at < kFollowBeats * x_options.beat_min)
+    return;
+  x_followed_at = now;
+  ++x_pulls;
+  keep_line(now, fmt::format("pull all: the guest began to report what it freed, {} MiB so far",
+                             x_reported / kMiB));
+  x_reported = 0;
+  x_target.balloon().pull(UINT64_MAX, [](uint64_t) {}, [](const PullResult&) {});
 }
 
 void MemoryPolicyLoop::set_automatic(bool automatic) {
@@ -189,10 +213,14 @@ void MemoryPolicyLoop::note(const Decision& decision) {
     std::string text = change.what;
     if (!change.from.empty()) text += " " + change.from + " ->";
     text += " " + change.to + ": " + change.why;
-    log_info(LogModule::kMemory, "governor: {}", text);
-    x_lines.push_back({x_stepped_at, std::move(text)});
-    if (x_lines.size() > kDecisionsKept) x_lines.pop_front();
+    keep_line(x_stepped_at, std::move(text));
   }
+}
+
+void MemoryPolicyLoop::keep_line(steady_clock::time_point when, std::string text) {
+  log_info(LogModule::kMemory, "governor: {}", text);
+  x_lines.push_back({when, std::move(text)});
+  if (x_lines.size() > kDecisionsKept) x_lines.pop_front();
 }
 
 void MemoryPolicyLoop::report_metrics(MetricSink& sink) const {

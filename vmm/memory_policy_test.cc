@@ -32,8 +32,10 @@ class FakeBalloon : public BalloonControl {
     pulled += bytes;
     done({});
   }
+  void on_reports(std::function<void(uint64_t)> listener) override { heard = std::move(listener); }
   void report_metrics(MetricSink&) const override {}
   BalloonStatistics now;
+  std::function<void(uint64_t)> heard;
   int asked = 0;
   uint64_t pulled = 0;
 
@@ -128,6 +130,42 @@ TEST_F(MemoryPolicyTest, memory_auto_looks_now_and_then_and_leaves_an_idle_host_
   EXPECT_TRUE(target_.applied.empty());
   EXPECT_EQ(target_.guest.target(), 0U);
   EXPECT_TRUE(policy.decisions().empty());
+}
+
+TEST_F(MemoryPolicyTest, memory_auto_follows_reports_with_a_pull_of_everything_now_and_then) {
+  options_.automatic = true;
+  options_.beat_min = milliseconds(50);
+  auto policy = std::make_unique<MemoryPolicyLoop>(loop_, options_, target_, shrinker_);
+  policy->start();
+  target_.guest.heard(MemoryPolicyLoop::kFollowBytes / 2);
+  run(milliseconds(5));
+  EXPECT_EQ(target_.guest.pulled, 0U);  // not for so little
+  target_.guest.heard(MemoryPolicyLoop::kFollowBytes / 2);
+  ASSERT_TRUE(run_until([&] { return target_.guest.pulled == UINT64_MAX; }));
+  ASSERT_FALSE(policy->decisions().empty());
+  EXPECT_NE(policy->decisions().back().text.find("64 MiB"), std::string::npos);
+  target_.guest.pulled = 0;
+  target_.guest.heard(MemoryPolicyLoop::kFollowBytes);
+  run(milliseconds(5));
+  EXPECT_EQ(target_.guest.pulled, 0U);  // not so soon again
+  run(MemoryPolicyLoop::kFollowBeats * options_.beat_min);
+  target_.guest.heard(1);
+  ASSERT_TRUE(run_until([&] { return target_.guest.pulled == UINT64_MAX; }));
+  target_.guest.pulled = 0;
+  run(MemoryPolicyLoop::kFollowBeats * options_.beat_min);
+  target_.guest.heard(MemoryPolicyLoop::kFollowBytes);
+  policy.reset();
+  target_.guest.heard(MemoryPolicyLoop::kFollowBytes);
+  run(milliseconds(5));  // what was posted for it finds nobody
+  EXPECT_EQ(target_.guest.pulled, 0U);
+}
+
+TEST_F(MemoryPolicyTest, without_memory_auto_reports_are_not_followed) {
+  MemoryPolicyLoop policy(loop_, options_, target_, shrinker_);
+  policy.start();
+  target_.guest.heard(1 * kGiB);
+  run(milliseconds(20));
+  EXPECT_EQ(target_.guest.pulled, 0U);
 }
 
 TEST_F(MemoryPolicyTest, scarce_host_makes_discard_purge_pull_and_balloon_with_reasons) {

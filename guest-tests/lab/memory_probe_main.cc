@@ -10,11 +10,12 @@
 // The guest fills memory, says so, and waits for a line; frees, says so, and waits again. Resident
 // memory is the VMM process's, from /proc/PID/statm, looked at every 5 ms.
 //
-// Prints one line of KEY=VALUE: rss_filled, rss_end (KiB); free_filled, free_freed, free_end (KiB,
-// the guest's MemFree); first_ms, back95_ms, last_ms: from the guest's word that it has freed to
-// the first 8 MiB, to 95 % of the freed bytes, and to the last 1 MiB that came back; back95_ms is
-// -1 if so much never came. Exit code: 0; 1 host error; 2 usage; 3 the guest ended early; 4 the
-// deadline passed.
+// Prints one line of KEY=VALUE: rss_filled, rss_end (KiB); ram_filled, ram_end (KiB: the part of it
+// in anonymous mappings of 2 MiB and more, the guest's memory, by /proc/PID/smaps); free_filled,
+// free_freed, free_end (KiB, the guest's MemFree); first_ms, back95_ms, last_ms: from the guest's
+// word that it has freed to the first 8 MiB, to 95 % of the freed bytes, and to the last 1 MiB that
+// came back; back95_ms is -1 if so much never came. Exit code: 0; 1 host error; 2 usage; 3 the
+// guest ended early; 4 the deadline passed.
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -33,6 +34,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr double kQuietMs = 6000;  // three of the guest's own report rounds without a change
 constexpr long kStepKib = 1024;
+constexpr unsigned long kLargeMapping = 2 << 20;
 
 [[noreturn]] void give_up(int code, const char* what) {
   std::fprintf(stderr, "memory_probe: %s\n", what);
@@ -111,6 +113,28 @@ class Vmm {
     if (file != nullptr) std::fclose(file);
     if (!good) give_up(3, "the VMM is gone");
     return resident * (sysconf(_SC_PAGESIZE) / 1024);
+  }
+  [[nodiscard]] long guest_resident_kib() const {
+    char path[64];
+    std::snprintf(path, sizeof path, "/proc/%d/smaps", child_);
+    std::FILE* const file = std::fopen(path, "r");
+    if (file == nullptr) give_up(3, "the VMM is gone");
+    long total = 0;
+    bool counts = false;
+    char line[512];
+    while (std::fgets(line, sizeof line, file) != nullptr) {
+      unsigned long begin = 0;
+      unsigned long end = 0;
+      unsigned long inode = 0;
+      char name[2] = "";
+      long resident = 0;
+      if (std::sscanf(line, "%lx-%lx %*s %*s %*s %lu %1s", &begin, &end, &inode, name) >= 3)
+        counts = inode == 0 && name[0] == '\0' && end - begin >= kLargeMapping;
+      else if (counts && std::sscanf(line, "Rss: %ld", &resident) == 1)
+        total += resident;
+    }
+    std::fclose(file);
+    return total;
   }
   void check_deadline() const {
     if (ms_since(start_) > deadline_ms_) give_up(4, "deadline passed");
@@ -192,6 +216,7 @@ int main(int argc, char** argv) {
   Vmm vmm(argv + first + 1, std::atof(argv[first]), transcript);
   const long free_filled = vmm.wait_for("filled");
   const long rss_filled = vmm.resident_kib();
+  const long ram_filled = vmm.guest_resident_kib();
   vmm.go_on();
   const long free_freed = vmm.wait_for("freed");
   const Clock::time_point freed_at = Clock::now();
@@ -202,6 +227,7 @@ int main(int argc, char** argv) {
   }
   const Returned returned = watch(vmm, freed_at, rss_filled, free_freed - free_filled);
   const long rss_end = vmm.resident_kib();
+  const long ram_end = vmm.guest_resident_kib();
   vmm.go_on();
   const long free_end = vmm.wait_for("end");
   if (puller > 0) {
@@ -210,10 +236,11 @@ int main(int argc, char** argv) {
     waitpid(puller, &status, 0);
   }
   std::printf(
-      "rss_filled=%ld rss_end=%ld free_filled=%ld free_freed=%ld free_end=%ld first_ms=%.0f "
+      "rss_filled=%ld rss_end=%ld ram_filled=%ld ram_end=%ld free_filled=%ld free_freed=%ld "
+      "free_end=%ld first_ms=%.0f "
       "back95_ms=%.0f last_ms=%.0f",
-      rss_filled, rss_end, free_filled, free_freed, free_end, returned.first_ms, returned.back95_ms,
-      returned.last_ms);
+      rss_filled, rss_end, ram_filled, ram_end, free_filled, free_freed, free_end,
+      returned.first_ms, returned.back95_ms, returned.last_ms);
   if (to_its_end) {
     vmm.go_on();
     std::printf(" exit=%d", vmm.wait_for_end());

@@ -177,6 +177,11 @@ void BalloonDevice::pull(uint64_t bytes, std::function<void(uint64_t)> progress,
     done({.text = "the guest has no balloon driver yet"});
 }
 
+void BalloonDevice::on_reports(std::function<void(uint64_t)> heard) {
+  MutexLock lock(x_shared->mutex);
+  x_shared->heard = std::move(heard);
+}
+
 const BalloonCounters& BalloonDevice::counters() const { return x_shared->counters; }
 
 std::chrono::nanoseconds BalloonDevice::thread_cpu_time() {

@@ -80,6 +80,9 @@ class BalloonControl {  // any thread
   // no driver is live). A second pull while one runs ends at once with complete = false.
   virtual void pull(uint64_t bytes, std::function<void(uint64_t)> progress,
                     std::function<void(PullResult)> done) = 0;
+  // Calls `heard`, on the balloon's thread, with the bytes that a batch of free page reports
+  // brought back; until it is replaced, when no call is under way any more. It must not call back.
+  virtual void on_reports(std::function<void(uint64_t)> /*heard*/) {}
   virtual void report_metrics(MetricSink& sink) const = 0;
 };
 
@@ -136,6 +139,7 @@ class BalloonDevice : public VirtioDevice, public BalloonControl {
   [[nodiscard]] uint64_t actual() const override;
   void pull(uint64_t bytes, std::function<void(uint64_t)> progress,
             std::function<void(PullResult)> done) override;
+  void on_reports(std::function<void(uint64_t)> heard) override;
   void report_metrics(MetricSink& sink) const override;  // without the pipeline's
 
   [[nodiscard]] const BalloonCounters& counters() const;

@@ -112,11 +112,19 @@ void BalloonWork::serve_returns(BalloonQueue role) {
   Line& target = line(role);
   const auto source =
       role == BalloonQueue::kInflate ? ReturnSource::kInflate : ReturnSource::kReport;
+  const auto brought = [&counters = x_pipeline.counters()] {
+    return counters.freed.load(std::memory_order_relaxed) +
+           counters.moved.load(std::memory_order_relaxed);
+  };
+  const uint64_t before = brought();
   do {
     if (x_returns.serve(*target.queue, source)) continue;
     target.kick->signal();  // come back after the loop's other work
     break;
   } while (!target.queue->broken() && target.queue->enable_kicks());
+  if (role != BalloonQueue::kReport || brought() == before) return;
+  MutexLock lock(x_shared.mutex);
+  if (x_shared.heard) x_shared.heard(brought() - before);
 }
 
 // Nothing to do but to count: the pages are holes, and memory comes back when they are touched.

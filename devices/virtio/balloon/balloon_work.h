@@ -36,6 +36,7 @@ struct BalloonShared {
 
   mutable Mutex mutex;
   BalloonStatistics statistics LETHE_GUARDED_BY(mutex);
+  std::function<void(uint64_t)> heard LETHE_GUARDED_BY(mutex);  // of reports; may be null
 };
 
 class BalloonPull;
