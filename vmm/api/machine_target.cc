@@ -134,20 +134,23 @@ Result<> MachineTarget::reclaim(uint64_t bytes, std::function<void(uint64_t)> pr
                                 std::function<void(ReclaimEnd)> done) {
   MemoryReturn* const memory = x_machine.memory_return();
   if (memory == nullptr) return host_error("{}", kNoBalloon);
+  // What this process keeps for reuse costs the guest nothing: it goes first.
+  const uint64_t purged = x_machine.memory_policy()->shrinker().purge(bytes).freed_bytes;
+  if (purged > 0) progress(purged);
   // The callbacks belong to this thread: the balloon's has but weak pointers, and posts.
   auto pull = std::make_shared<Pull>(Pull{std::move(progress), std::move(done)});
   const std::weak_ptr weak(pull);
   x_pulls.insert(std::move(pull));
   memory->balloon().pull(
-      bytes,
-      [&loop = x_loop, weak](uint64_t so_far) {
-        loop.post([weak, so_far] {
+      bytes - std::min(bytes, purged),
+      [&loop = x_loop, weak, purged](uint64_t so_far) {
+        loop.post([weak, so_far = so_far + purged] {
           if (const auto alive = weak.lock()) alive->progress(so_far);
         });
       },
-      [this, &loop = x_loop, weak](const PullResult& result) {
+      [this, &loop = x_loop, weak, purged](const PullResult& result) {
         loop.post([this, weak,
-                   end = ReclaimEnd{.bytes = result.bytes,
+                   end = ReclaimEnd{.bytes = result.bytes + purged,
                                     .took = result.took,
                                     .complete = result.complete,
                                     .text = result.text}] {
