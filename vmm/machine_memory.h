@@ -24,6 +24,7 @@ class MachineMemory final : private MemoryPolicyTarget {
   [[nodiscard]] bool policy_is_auto() const override {
     return x_memory.wanted_policy() == MemoryPolicy::kAuto;
   }
+  [[nodiscard]] ReturnPolicy policy_now() const override { return x_memory.policy(); }
   [[nodiscard]] uint64_t pool_max() const override { return x_memory.pool_max(); }
   [[nodiscard]] uint64_t pool_bytes() const override;
   [[nodiscard]] uint64_t resident() const override;

@@ -39,7 +39,7 @@ MemoryPolicyLoop::MemoryPolicyLoop(EventLoop& loop, const MemoryPolicyOptions& o
 void MemoryPolicyLoop::start() {
   if (x_started || !(x_options.automatic || x_target.policy_is_auto())) return;
   x_started = true;
-  watch_reports();
+  watch_reports(x_options.automatic);
   x_timer->start(x_options.beat_min);
 }
 
@@ -54,7 +54,8 @@ void MemoryPolicyLoop::on_timer() {
   step();
 }
 
-void MemoryPolicyLoop::watch_reports() {
+void MemoryPolicyLoop::watch_reports(bool on) {
+  if (!on) return x_target.balloon().on_reports(nullptr);
   x_target.balloon().on_reports(
       [this, &loop = x_loop, alive = std::weak_ptr(x_alive)](uint64_t bytes) {
         loop.post([this, alive, bytes] {
@@ -66,7 +67,8 @@ void MemoryPolicyLoop::watch_reports() {
 void MemoryPolicyLoop::on_reports(uint64_t bytes) {
   x_reported += bytes;
   const auto now = steady_clock::now();
-  if (!x_options.automatic || x_reported < kFollowBytes ||
+  const bool wanted = x_target.policy_now() != ReturnPolicy::kPool || x_governor->price() > 0;
+  if (!x_options.automatic || !wanted || x_reported < kFollowBytes ||
       now - x_followed_at < kFollowBeats * x_options.beat_min)
     return;
   x_followed_at = now;
@@ -82,6 +84,7 @@ void MemoryPolicyLoop::set_automatic(bool automatic) {
   x_governed_pool_max = x_target.pool_max();
   x_governor.emplace(governor_options(x_options, x_governed_pool_max));
   x_guest_when = {};
+  watch_reports(automatic);
   if (!automatic) {
     if (x_pressure) x_timer->cancel();
     return x_target.balloon().set_target(0);

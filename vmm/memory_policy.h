@@ -8,7 +8,8 @@
 //   memory.auto = true       also pool size, balloon target and pulls, by price and need
 //
 // With memory.auto a guest that begins to report much freed memory is not left to its own pace
-// (Linux: 32 blocks in 2 s, and no fragments at all): all that it has free is pulled at once.
+// (Linux: 32 blocks in 2 s, and no fragments at all) where the host wants it: all that it has free
+// is pulled at once. Not while the pool takes it and the host has plenty.
 //
 // A policy that the user set otherwise is left alone; so is the balloon without memory.auto.
 //
@@ -43,6 +44,7 @@ class MemoryPolicyTarget {
   virtual ~MemoryPolicyTarget() = default;
   // The config or the user said "auto".
   [[nodiscard]] virtual bool policy_is_auto() const = 0;
+  [[nodiscard]] virtual ReturnPolicy policy_now() const = 0;
   [[nodiscard]] virtual uint64_t pool_max() const = 0;  // as the user wants it; bytes, as all here
   [[nodiscard]] virtual uint64_t pool_bytes() const = 0;  // in the pool now
   [[nodiscard]] virtual uint64_t resident() const = 0;  // of guest memory, about; without the pool
@@ -91,7 +93,7 @@ class MemoryPolicyLoop {
  private:
   void watch_trigger();
   void on_timer();
-  void watch_reports();
+  void watch_reports(bool on);
   void on_reports(uint64_t bytes);
   void on_trigger();
   void step();

@@ -46,6 +46,7 @@ class FakeBalloon : public BalloonControl {
 class FakeTarget : public MemoryPolicyTarget {
  public:
   bool policy_is_auto() const override { return is_auto; }
+  ReturnPolicy policy_now() const override { return in_force; }
   uint64_t pool_max() const override { return max; }
   uint64_t pool_bytes() const override { return 0; }
   uint64_t resident() const override { return in_memory; }
@@ -54,6 +55,7 @@ class FakeTarget : public MemoryPolicyTarget {
   }
   BalloonControl& balloon() override { return guest; }
   bool is_auto = true;
+  ReturnPolicy in_force = ReturnPolicy::kPool;
   uint64_t max = 512 * kMiB;
   uint64_t in_memory = 1 * kGiB;
   FakeBalloon guest;
@@ -135,6 +137,7 @@ TEST_F(MemoryPolicyTest, memory_auto_looks_now_and_then_and_leaves_an_idle_host_
 TEST_F(MemoryPolicyTest, memory_auto_follows_reports_with_a_pull_of_everything_now_and_then) {
   options_.automatic = true;
   options_.beat_min = milliseconds(50);
+  target_.in_force = ReturnPolicy::kDiscard;
   auto policy = std::make_unique<MemoryPolicyLoop>(loop_, options_, target_, shrinker_);
   policy->start();
   target_.guest.heard(MemoryPolicyLoop::kFollowBytes / 2);
@@ -160,12 +163,36 @@ TEST_F(MemoryPolicyTest, memory_auto_follows_reports_with_a_pull_of_everything_n
   EXPECT_EQ(target_.guest.pulled, 0U);
 }
 
-TEST_F(MemoryPolicyTest, without_memory_auto_reports_are_not_followed) {
+TEST_F(MemoryPolicyTest, reports_are_not_followed_while_the_pool_takes_them_on_an_idle_host) {
+  options_.automatic = true;
   MemoryPolicyLoop policy(loop_, options_, target_, shrinker_);
   policy.start();
   target_.guest.heard(1 * kGiB);
   run(milliseconds(20));
   EXPECT_EQ(target_.guest.pulled, 0U);
+  available(1);  // the host runs short
+  ASSERT_TRUE(run_until([&] {
+    target_.guest.heard(1);
+    const auto lines = policy.decisions();
+    return std::ranges::any_of(lines, [](const auto& line) {
+      return line.text.find("began to report") != std::string::npos;
+    });
+  }));
+}
+
+TEST_F(MemoryPolicyTest, reports_are_followed_from_the_moment_that_memory_auto_is_switched_on) {
+  target_.is_auto = false;  // the user said "discard"
+  target_.in_force = ReturnPolicy::kDiscard;
+  MemoryPolicyLoop policy(loop_, options_, target_, shrinker_);
+  policy.start();
+  EXPECT_FALSE(target_.guest.heard);
+  policy.set_automatic(true);
+  policy.start();
+  ASSERT_TRUE(target_.guest.heard);
+  target_.guest.heard(1 * kGiB);
+  ASSERT_TRUE(run_until([&] { return target_.guest.pulled == UINT64_MAX; }));
+  policy.set_automatic(false);
+  EXPECT_FALSE(target_.guest.heard);
 }
 
 TEST_F(MemoryPolicyTest, scarce_host_makes_discard_purge_pull_and_balloon_with_reasons) {

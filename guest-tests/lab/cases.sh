@@ -80,7 +80,8 @@ memory_return() { # memory_return NAME SHARE PULL --set KEY=VALUE...
 power_button || failed=1
 memory_return discard 90 true --set memory.policy=discard || failed=1
 memory_return pull 95 "$LETHE reclaim linux-memory all" --set memory.policy=discard \
-  --set balloon.free_page_reporting=false || failed=1
+  --set balloon.free_page_reporting=false --set memory.size=1G || failed=1
+memory_return auto 95 true --set memory.policy=discard --set memory.auto=true || failed=1
 memory_return shared 90 true --set memory.policy=discard --set memory.backing=shared || failed=1
 # In the lab's kernel, without UFFDIO_MOVE, chunks move by mremap, and stay in the pool for reuse.
 memory_return pool 25 true --set memory.policy=pool || failed=1

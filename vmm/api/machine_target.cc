@@ -136,11 +136,14 @@ Result<> MachineTarget::reclaim(uint64_t bytes, std::function<void(uint64_t)> pr
   if (memory == nullptr) return host_error("{}", kNoBalloon);
   // What this process keeps for reuse costs the guest nothing: it goes first.
   const uint64_t purged = x_machine.memory_policy()->shrinker().purge(bytes).freed_bytes;
-  if (purged > 0) progress(purged);
   // The callbacks belong to this thread: the balloon's has but weak pointers, and posts.
   auto pull = std::make_shared<Pull>(Pull{std::move(progress), std::move(done)});
   const std::weak_ptr weak(pull);
   x_pulls.insert(std::move(pull));
+  if (purged > 0)
+    x_loop.post([weak, purged] {
+      if (const auto alive = weak.lock()) alive->progress(purged);
+    });
   memory->balloon().pull(
       bytes - std::min(bytes, purged),
       [&loop = x_loop, weak, purged](uint64_t so_far) {

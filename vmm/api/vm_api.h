@@ -72,8 +72,7 @@ class ApiTarget {
   [[nodiscard]] virtual Result<> set_memory(const MemoryChange& change) = 0;
   // Pulls free memory out of the guest: `bytes`, or UINT64_MAX for all. The callbacks run on the
   // main loop, `progress` (bytes so far) any number of times, `done` once, neither before this
-  // returns, and not after the machine's end. Error: one line (there is no balloon, one pull is
-  // under way).
+  // returns, and not after the machine's end. Error: one line (there is no balloon).
   [[nodiscard]] virtual Result<> reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,
                                          std::function<void(ReclaimEnd)> done) = 0;
 };

@@ -64,11 +64,14 @@ class VmCommands : public testing::Test {
     std::ifstream file(x_dir + "/" + name);
     return {std::istreambuf_iterator<char>(file), {}};
   }
-  Ran lethe(const std::string& words, const std::string& before = "timeout 30") const {
+  // What the servers' thread did is done when this returns, and what it does next comes after it.
+  Ran lethe(const std::string& words, const std::string& before = "timeout 30") {
+    x_thread.run_and_wait([] {});
     const std::string command =
         fmt::format("XDG_RUNTIME_DIR={0} {1} {2} {3} >{0}/out 2>{0}/err </dev/null", x_dir, before,
                     LETHE_PROGRAM, words);
     const int status = std::system(command.c_str());
+    x_thread.run_and_wait([] {});
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read("out"), read("err")};
   }
 

@@ -83,7 +83,12 @@ void BalloonDevice::write_config(uint32_t offset, std::span<const uint8_t> from)
   std::memcpy(&value, from.data(), sizeof value);
   if (offset == offsetof(virtio_balloon_config, actual)) {
     x_shared->actual.store(value);
-    if (x_shared->pulling.load()) (void)post([](BalloonWork& work) { work.actual_changed(); });
+    // One message at a time, however often the guest writes.
+    if (x_shared->pulling.load() && !x_shared->actual_posted.exchange(true))
+      (void)post([](BalloonWork& work) {
+        work.shared().actual_posted.store(false);
+        work.actual_changed();
+      });
   } else if (offset == offsetof(virtio_balloon_config, poison_val)) {
     x_shared->poison.store(value);  // counts from DRIVER_OK on, and must not change then (5.5.6.6)
   }

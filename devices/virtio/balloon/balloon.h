@@ -77,7 +77,8 @@ class BalloonControl {  // any thread
   [[nodiscard]] virtual uint64_t actual() const = 0;  // bytes, the guest's word
   // Pulls free memory out of the guest now: up to `bytes` (UINT64_MAX: all that is free but a
   // reserve). `progress` (bytes so far) and `done` run on the balloon's thread (`done` at once if
-  // no driver is live). A second pull while one runs ends at once with complete = false.
+  // no driver is live). A second pull waits for the first; a third
+  // ends at once with complete = false.
   virtual void pull(uint64_t bytes, std::function<void(uint64_t)> progress,
                     std::function<void(PullResult)> done) = 0;
   // Calls `heard`, on the balloon's thread, with the bytes that a batch of free page reports

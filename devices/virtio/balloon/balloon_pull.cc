@@ -1,6 +1,7 @@
 #include "devices/virtio/balloon/balloon_pull.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/log.h"
 #include "devices/virtio/balloon/balloon_work.h"
@@ -33,7 +34,11 @@ uint64_t BalloonPull::given() const {
 }
 
 void BalloonPull::start(uint64_t bytes, Progress progress, Done done) {
-  if (running()) return done({.text = "another pull is running"});
+  if (running()) {
+    if (x_waiting) return done({.text = "one pull runs and another waits already"});
+    x_waiting.emplace(Waiting{bytes, std::move(progress), std::move(done)});
+    return;
+  }
   if (!x_work.live()) return done({.text = "the guest has no balloon driver"});
   ++x_generation;
   x_wanted = bytes;
@@ -54,7 +59,9 @@ void BalloonPull::start(uint64_t bytes, Progress progress, Done done) {
 }
 
 void BalloonPull::stop(const char* why) {
+  const auto waiting = std::exchange(x_waiting, std::nullopt);
   if (running()) finish(false, why);
+  if (waiting) waiting->done({.text = why});
 }
 
 void BalloonPull::ask() {
@@ -286,6 +293,8 @@ void BalloonPull::finish(bool complete, std::string why) {
             result.took.count(), result.text);
   x_progress = {};
   if (const Done done = std::exchange(x_done, {})) done(result);
+  if (auto next = std::exchange(x_waiting, std::nullopt))
+    start(next->bytes, std::move(next->progress), std::move(next->done));
 }
 
 void BalloonPull::show_num_pages(uint64_t pages) {

@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "devices/virtio/balloon/balloon.h"
@@ -61,6 +62,7 @@ class BalloonPull {
   explicit BalloonPull(BalloonWork& work);
   ~BalloonPull();
 
+  // While one runs, a second one waits for its end; a third is refused.
   void start(uint64_t bytes, Progress progress, Done done);
   // Ends it, if it runs: the driver is gone.
   void stop(const char* why);
@@ -145,6 +147,12 @@ class BalloonPull {
   std::chrono::steady_clock::time_point x_window_began;
   Progress x_progress;
   Done x_done;
+  struct Waiting {
+    uint64_t bytes;
+    Progress progress;
+    Done done;
+  };
+  std::optional<Waiting> x_waiting;
 };
 
 }  // namespace lethe

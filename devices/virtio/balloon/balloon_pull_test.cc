@@ -203,15 +203,38 @@ TEST_F(PullTest, a_target_set_meanwhile_counts_at_the_end) {
   }));
 }
 
-TEST_F(PullTest, a_second_one_ends_at_once) {
+TEST_F(PullTest, a_second_one_waits_for_the_first_and_a_third_ends_at_once) {
+  make();
+  start(UINT64_MAX);
+  std::promise<PullResult> second;
+  std::promise<PullResult> third;
+  std::atomic<bool> second_done = false;
+  b->device->pull(
+      kMiB, [](uint64_t) {},
+      [&](PullResult r) {
+        second_done = true;
+        second.set_value(std::move(r));
+      });
+  b->device->pull(kMiB, [](uint64_t) {}, [&](PullResult r) { third.set_value(std::move(r)); });
+  const PullResult refused = third.get_future().get();
+  EXPECT_FALSE(refused.complete);
+  EXPECT_EQ(refused.bytes, 0u);
+  EXPECT_FALSE(second_done);
+  EXPECT_TRUE(finish().complete);
+  EXPECT_TRUE(eventually([&] {
+    driver->work();
+    return second_done.load();
+  }));
+  EXPECT_TRUE(second.get_future().get().complete);
+}
+
+TEST_F(PullTest, a_reset_ends_the_one_that_waits_too) {
   make();
   start(UINT64_MAX);
   std::promise<PullResult> second;
   b->device->pull(kMiB, [](uint64_t) {}, [&](PullResult r) { second.set_value(std::move(r)); });
-  const PullResult refused = second.get_future().get();
-  EXPECT_FALSE(refused.complete);
-  EXPECT_EQ(refused.bytes, 0u);
-  EXPECT_TRUE(finish().complete);
+  b->guest->reset();
+  EXPECT_FALSE(second.get_future().get().complete);
 }
 
 // --- guests that do not do their part: everything ends by a deadline, and is given back

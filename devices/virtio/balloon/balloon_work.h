@@ -32,6 +32,7 @@ struct BalloonShared {
   uint64_t ram_bytes = 0;  // fixed
   std::atomic<uint32_t> target_pages{0};
   std::atomic<bool> pulling{false};
+  std::atomic<bool> actual_posted{false};  // the balloon's thread is going to look at `actual`
   BalloonCounters counters;
 
   mutable Mutex mutex;
