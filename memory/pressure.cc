@@ -93,6 +93,20 @@ bool readable(const std::string& path) { return ::access(path.c_str(), R_OK) == 
 // A v1 group without a limit says the largest multiple of a page below 2^63.
 constexpr uint64_t kNoLimitV1 = 1ULL << 62;
 
+constexpr const char* kSystemPsi = "/proc/pressure/memory";
+
+Result<UniqueFd> trigger_of(const std::string& psi) {
+  int error = 0;
+  for (const std::string_view wish : {"some 150000 1000000", "some 300000 2000000"}) {
+    UniqueFd fd(::open(psi.c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC));
+    if (!fd.valid()) return host_error("{}: {}", psi, errno_text(errno));
+    // With the terminating 0, as the kernel's own example writes it.
+    if (::write(fd.get(), wish.data(), wish.size() + 1) >= 0) return fd;
+    error = errno;
+  }
+  return host_error("{}: no trigger: {}", psi, errno_text(error));
+}
+
 }  // namespace
 
 std::optional<PressureAverages> parse_pressure(std::string_view text) {
@@ -111,8 +125,7 @@ std::optional<PressureAverages> parse_pressure(std::string_view text) {
 
 Pressure::Pressure(std::string root) : x_root(std::move(root)) {
   find_groups();
-  if (x_psi.empty() && parse_pressure(read_file(x_root + "/proc/pressure/memory")))
-    x_psi = x_root + "/proc/pressure/memory";
+  if (x_psi.empty() && parse_pressure(read_file(x_root + kSystemPsi))) x_psi = x_root + kSystemPsi;
 }
 
 // proc(5): a line of cgroup is "ID:controllers:path", v2's with no controllers; a line of mountinfo
@@ -193,15 +206,13 @@ MemoryState Pressure::read() const {
 
 Result<UniqueFd> Pressure::open_trigger() const {
   if (x_psi.empty()) return host_error("the host has no pressure stall information for memory");
-  int error = 0;
-  for (const std::string_view wish : {"some 150000 1000000", "some 300000 2000000"}) {
-    UniqueFd fd(::open(x_psi.c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC));
-    if (!fd.valid()) return host_error("{}: {}", x_psi, errno_text(errno));
-    // With the terminating 0, as the kernel's own example writes it.
-    if (::write(fd.get(), wish.data(), wish.size() + 1) >= 0) return fd;
-    error = errno;
-  }
-  return host_error("{}: no trigger: {}", x_psi, errno_text(error));
+  auto trigger = trigger_of(x_psi);
+  const std::string system = x_root + kSystemPsi;
+  if (trigger || x_psi == system) return trigger;
+  // A login's scope, say, has a memory.pressure that its user can read and not write.
+  auto other = trigger_of(system);
+  if (other) return other;
+  return host_error("{}; {}", trigger.error().text, other.error().text);
 }
 
 }  // namespace lethe

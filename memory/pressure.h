@@ -45,12 +45,13 @@ class Pressure {
 
   [[nodiscard]] MemoryState read() const;
 
-  // Which PSI file is used; empty if there is none.
+  // Which PSI file the averages are of; empty if there is none.
   [[nodiscard]] const std::string& psi_file() const { return x_psi; }
 
   // A descriptor that reports POLLPRI when some tasks waited 150 ms of a second (without
   // CAP_SYS_RESOURCE: 300 ms of two, psi.rst), at most once in that time, and POLLERR for good when
-  // its cgroup goes away. Costs nothing while there is no pressure. The error is one line.
+  // its cgroup goes away. Of psi_file(), or the system's where that one can't be written. Costs
+  // nothing while there is no pressure. The error is one line, and names each file tried.
   [[nodiscard]] Result<UniqueFd> open_trigger() const;
 
  private:

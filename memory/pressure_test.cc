@@ -144,6 +144,54 @@ TEST_F(PressureTest, trigger_that_is_forbidden_is_an_error_with_the_files_name) 
   EXPECT_NE(trigger.error().text.find("/proc/pressure/memory"), std::string::npos);
 }
 
+// Root may open anything for writing: a directory stands for a file that this user may only read.
+class OwnPressureForbidden : public PressureTest {
+ protected:
+  OwnPressureForbidden() {
+    v2("/session");
+    file(kSystem, kPsi);
+    file(kOwn, kPsi);
+  }
+  void forbid(const std::string& path) {
+    std::filesystem::remove(root_ + path);
+    std::filesystem::create_directory(root_ + path);
+  }
+  const std::string kOwn = "/sys/fs/cgroup/session/memory.pressure";
+  const std::string kSystem = "/proc/pressure/memory";
+};
+
+TEST_F(OwnPressureForbidden, trigger_is_the_systems_then) {
+  const Pressure pressure(root_);
+  ASSERT_EQ(pressure.psi_file(), root_ + kOwn);
+  forbid(kOwn);
+  const auto trigger = pressure.open_trigger();
+  ASSERT_TRUE(trigger) << trigger.error().text;
+  std::ifstream written(root_ + kSystem);
+  std::string text;
+  std::getline(written, text, '\0');
+  EXPECT_EQ(text, "some 150000 1000000");
+}
+
+TEST_F(OwnPressureForbidden, own_trigger_leaves_the_systems_alone) {
+  const auto trigger = Pressure(root_).open_trigger();
+  ASSERT_TRUE(trigger) << trigger.error().text;
+  std::ifstream untouched(root_ + kSystem);
+  std::string text;
+  std::getline(untouched, text);
+  EXPECT_TRUE(text.starts_with("some avg10=")) << text;
+}
+
+TEST_F(OwnPressureForbidden, error_names_both_where_both_are_forbidden) {
+  const Pressure pressure(root_);
+  forbid(kOwn);
+  forbid(kSystem);
+  const auto trigger = pressure.open_trigger();
+  ASSERT_FALSE(trigger);
+  EXPECT_NE(trigger.error().text.find(kOwn), std::string::npos) << trigger.error().text;
+  EXPECT_NE(trigger.error().text.find(kSystem), std::string::npos) << trigger.error().text;
+  EXPECT_EQ(trigger.error().text.find('\n'), std::string::npos);
+}
+
 TEST_F(PressureTest, odd_files_are_read_without_harm) {
   meminfo();
   for (const char* text : {"", ":", "::", "0::", "0::/../x", "x\ny:z\n"}) {
