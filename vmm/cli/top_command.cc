@@ -174,7 +174,7 @@ int command_top(int argc, char** argv) {
                    "gave back. Keys: q quits; m, c, r, n sort by memory, CPU, returned, name.",
                    "  lethe top\n"
                    "  lethe top -d 5 --sort returned\n"
-                   "  lethe top --once | sort -k 2\n\n"
+                   "  lethe top --once --sort cpu\n\n"
                    "Where the output is no terminal, one table is printed, as with --once.\n"
                    "Exit codes: 0, 1 host error, 2 bad usage, 128 + N ended by signal N.\n");
   double delay = 1;
