@@ -175,19 +175,20 @@ void ChunkStore::expire(steady_clock::time_point taken_before) {
 }
 
 bool ChunkStore::trim(uint64_t bytes_max) {
-  while (x_held.load(std::memory_order_relaxed) * kChunkBytes > bytes_max) {
-    auto claim = x_table.take_clean();
-    if (!claim) {
-      claim = x_table.take_dirty();
-      if (!claim) return false;
-      discard(claim->slot);
-      Memory{*this}.forgotten(*claim);
-    } else {
-      discard(claim->slot);
-    }
-    free_taken(claim->slot);
-    add_one(x_counters.trimmed);
-  }
+  while (x_held.load(std::memory_order_relaxed) * kChunkBytes > bytes_max)
+    if (!drop_one()) return false;
+  return true;
+}
+
+bool ChunkStore::drop_one() {
+  auto claim = x_table.take_clean();
+  const bool clean = claim.has_value();
+  if (!clean) claim = x_table.take_dirty();
+  if (!claim) return false;
+  discard(claim->slot);
+  if (!clean) Memory{*this}.forgotten(*claim);
+  free_taken(claim->slot);
+  add_one(x_counters.trimmed);
   return true;
 }
 

@@ -22,7 +22,7 @@ struct PoolCounters {
   std::atomic<uint64_t> small_bytes{0};   // filled page by page
   std::atomic<uint64_t> scrubbed{0};      // chunks, by anyone
   std::atomic<uint64_t> expired{0};       // chunks discarded because nobody scrubbed them in time
-  std::atomic<uint64_t> trimmed{0};       // chunks discarded because the pool became smaller
+  std::atomic<uint64_t> trimmed{0};       // chunks discarded because the pool had to be smaller
   std::atomic<uint64_t> lost{0};          // chunks discarded because they could not be moved
   std::atomic<uint64_t> stalls{0};
   Histogram forget;
@@ -64,6 +64,9 @@ class ChunkStore {
   // Discards chunks, clean ones first, until the pool holds no more than that. What others have in
   // hand stays; false if that is still too much.
   bool trim(uint64_t bytes_max);
+  // Discards one chunk, a clean one if there is one; false if there is none that nobody has in
+  // hand.
+  bool drop_one();
 
   [[nodiscard]] std::array<size_t, kChunkStates> count() const { return x_table.count(); }
   // Chunks that hold, or may hold, what a guest left there.

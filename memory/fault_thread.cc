@@ -161,10 +161,11 @@ bool FaultThread::give_chunk(size_t chunk) {
   drop_table(host);
   if (!never_there && x_world.store.give_kept(host, value)) {
     add(x_world.counters.by_pool, 1);
-  } else if (x_world.store.give_fresh(host, value)) {
-    add(x_world.counters.by_fresh, 1);
   } else {
-    return false;
+    make_room(kChunkBytes);
+    if (!x_world.store.give_fresh(host, value)) return false;
+    use_room(kChunkBytes);
+    add(x_world.counters.by_fresh, 1);
   }
   x_world.guest.set_there(host, kChunkBytes);
   return true;
@@ -204,10 +205,21 @@ size_t FaultThread::give_neighbours(size_t chunk) {
   return next;
 }
 
+// Guest and pool together are to grow no more than the guest alone would without a pool: where
+// memory is short (at a cgroup's limit, say) the kernel kills, and asks nobody first. A whole chunk
+// comes out of the pool anyway; what is made anew takes a chunk's place there.
+void FaultThread::make_room(uint64_t bytes) {
+  if (x_room < bytes && x_world.store.drop_one()) x_room += kChunkBytes;
+}
+
+void FaultThread::use_room(uint64_t bytes) { x_room -= std::min(x_room, bytes); }
+
 void FaultThread::fill_small(const Fault& fault) {
+  make_room(kAroundPages * kPageBytes);
   const int error = fill_page(fault);
   if (error == 0) {
     add(x_world.counters.small_bytes, kPageBytes);
+    use_room(kPageBytes);
     x_world.guest.set_there(fault.page, kPageBytes);
     if (x_world.poison.load(std::memory_order_acquire) == 0) fill_around(fault.page);
     return;
@@ -252,6 +264,7 @@ void FaultThread::fill_around(uint8_t* page) {
   uint64_t done = 0;
   if (size > 0) (void)x_world.userfault.fill_zero(next, size, done);
   add(x_world.counters.small_bytes, done);
+  use_room(done);
 }
 
 }  // namespace lethe

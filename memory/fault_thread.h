@@ -81,6 +81,8 @@ class FaultThread {
   // The number of the first chunk behind them.
   size_t give_neighbours(size_t chunk) LETHE_REQUIRES(x_answering);
   void drop_table(uint8_t* hole) LETHE_REQUIRES(x_answering);
+  void make_room(uint64_t bytes);
+  void use_room(uint64_t bytes);
   void fill_small(const Fault& fault);
   [[nodiscard]] int fill_page(const Fault& fault);
   void fill_around(uint8_t* page);
@@ -103,6 +105,8 @@ class FaultThread {
   };
   std::array<Stream, 4> x_streams;
   size_t x_oldest_stream = 0;
+  // Bytes that the pool gave to the host for what is made anew in guest memory, and not yet used.
+  uint64_t x_room = 0;
   // A page of zeros and one of the poison value.
   struct alignas(4096) Page {
     std::array<uint32_t, 1024> words{};

@@ -389,7 +389,7 @@ void ScrubPoolImpl::report_metrics(MetricSink& sink) const {
   sink.counter("lethe_pool_expired_bytes_total",
                "Pool memory discarded because it was not scrubbed in time.", now.expired_bytes);
   sink.counter("lethe_pool_trimmed_bytes_total",
-               "Pool memory discarded because the pool became smaller.", now.trimmed_bytes);
+               "Pool memory discarded because the pool had to be smaller.", now.trimmed_bytes);
   sink.counter("lethe_pool_lost_bytes_total",
                "Pool memory discarded because it could not be moved back.", now.lost_bytes);
   sink.counter("lethe_pool_refused_total", "Chunks that could not be moved to the pool.",
