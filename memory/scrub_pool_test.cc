@@ -244,6 +244,29 @@ TEST_P(ScrubPoolTest, guest_memory_of_small_pages_is_moved_too) {
   EXPECT_TRUE(all_are(host_of(*memory, kChunkBytes), 0xAA, 6 * kMiB));
 }
 
+TEST_P(ScrubPoolTest, single_pages_made_anew_take_their_room_from_the_pool) {
+  const auto memory = make_memory(16 * kMiB);
+  const auto pool = ScrubPool::create(*memory, options(8 * kMiB));
+  fill(host_of(*memory, 0), 0xAA, 16 * kMiB);
+  for (uint64_t at = 0; at < 8 * kMiB; at += kChunkBytes)
+    ASSERT_TRUE(pool->take(host_of(*memory, at)));
+  const auto held = [&] {
+    const auto stats = pool->stats();
+    return stats.dirty_bytes + stats.scrubbing_bytes + stats.clean_bytes;
+  };
+  ASSERT_TRUE(eventually([&] { return pool->stats().clean_bytes == 8 * kMiB; }));
+  // Three chunks but for their first pages.
+  for (uint64_t at = 8 * kMiB; at < 14 * kMiB; at += kChunkBytes) {
+    ASSERT_EQ(::madvise(host_of(*memory, at + 4096), kChunkBytes - 4096, MADV_DONTNEED), 0);
+    fill(host_of(*memory, at), 0xBB);
+    EXPECT_LE(held() + resident_bytes(host_of(*memory, 0), 16 * kMiB), 16 * kMiB);
+  }
+  // Counted once the guest has its page, and goes on.
+  EXPECT_TRUE(eventually([&] { return pool->stats().small_bytes == 3 * (kChunkBytes - 4096); }));
+  EXPECT_EQ(pool->stats().trimmed_bytes, 3 * kChunkBytes);
+  EXPECT_TRUE(all_are(host_of(*memory, 8 * kMiB), 0xBB, 6 * kMiB));
+}
+
 TEST_P(ScrubPoolTest, a_pool_destroyed_full_of_chunks_leaves_guest_memory_usable) {
   const auto memory = make_memory(16 * kMiB);
   fill(host_of(*memory, 0), 0xAA, 16 * kMiB);
