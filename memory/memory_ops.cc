@@ -2,15 +2,38 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 
+#include "memory/page_map.h"
+
 namespace lethe {
 namespace {
 
 constexpr uint64_t kPageSize = 4096;
+constexpr size_t kLookPages = 512;  // what PageMap::read_pages() tells at a time
+
+// lseek(2), SEEK_DATA: in a memory file a page that is swapped out is data, too. Moves the file's
+// position, which nobody uses.
+int exists_in_file(int fd, uint64_t offset, std::span<uint8_t> pages) {
+  std::ranges::fill(pages, uint8_t{0});
+  const auto end = static_cast<off_t>(offset + pages.size() * kPageSize);
+  for (auto at = static_cast<off_t>(offset); at < end;) {
+    const off_t data = ::lseek(fd, at, SEEK_DATA);
+    if (data < 0) return errno == ENXIO ? 0 : errno;  // ENXIO: no more
+    const off_t hole = ::lseek(fd, data, SEEK_HOLE);
+    if (hole < 0) return errno;
+    const auto page_of = [&](off_t to) {
+      return (static_cast<uint64_t>(std::min(to, end)) - offset) / kPageSize;
+    };
+    for (uint64_t page = page_of(data); page < page_of(hole); ++page) pages[page] = 1;
+    at = hole;
+  }
+  return 0;
+}
 
 }  // namespace
 
@@ -31,6 +54,26 @@ int MemoryOps::resident(const uint8_t* host, std::span<uint8_t> pages) {
   // SAFETY: mincore() writes to `pages` only; the address is not written through.
   return ::mincore(const_cast<uint8_t*>(host), pages.size() * kPageSize, pages.data()) == 0 ? 0
                                                                                             : errno;
+}
+
+int MemoryOps::exists(const uint8_t* host, int fd, uint64_t offset, std::span<uint8_t> pages) {
+  if (fd >= 0) {
+    if (exists_in_file(fd, offset, pages) == 0) return 0;
+    // A file of huge pages can't be asked; it is never swapped out.
+    const int error = resident(host, pages);
+    for (uint8_t& page : pages) page &= 1;
+    return error;
+  }
+  static const std::unique_ptr<PageMap> page_map = PageMap::open();
+  if (!page_map) return ENOSYS;
+  for (size_t at = 0; at < pages.size(); at += kLookPages) {
+    const size_t count = std::min(kLookPages, pages.size() - at);
+    uint64_t bits[kLookPages / 64];
+    if (!page_map->read_pages(host + at * kPageSize, static_cast<uint32_t>(count), bits))
+      return EIO;
+    for (size_t i = 0; i < count; ++i) pages[at + i] = bits[i / 64] >> i % 64 & 1;
+  }
+  return 0;
 }
 
 MemoryOps& MemoryOps::system() {

@@ -19,6 +19,11 @@ class MemoryOps {
   // mincore(2): the low bit of pages[i] says whether page i from `host` on is resident.
   [[nodiscard]] virtual int resident(const uint8_t* host, std::span<uint8_t> pages);
 
+  // As resident(), but swapped-out pages count: pages[i] becomes 1 if page i has content, else 0.
+  // `fd` and `offset` (bytes) say where in a memory file it is; -1: anonymous memory.
+  [[nodiscard]] virtual int exists(const uint8_t* host, int fd, uint64_t offset,
+                                   std::span<uint8_t> pages);
+
   static MemoryOps& system();
 };
 

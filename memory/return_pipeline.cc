@@ -174,7 +174,8 @@ void ReturnPipeline::flush_all() {
 void ReturnPipeline::forget(const MemoryRegion& region, uint64_t offset, uint64_t bytes,
                             bool reported) {
   if (!reported || policy() != ReturnPolicy::kPool || x_options.taker == nullptr ||
-      region.backing != MemoryBacking::kAnonymous)
+      region.backing != MemoryBacking::kAnonymous ||
+      (x_poison != 0 && !x_options.taker->honours_poison()))
     return forget_in_place(region, offset, bytes, reported);
   // SAFETY: add() checked that the range lies in the region. Host and guest addresses are congruent
   // modulo 2 MiB, but a region may start anywhere.
@@ -193,13 +194,19 @@ void ReturnPipeline::forget(const MemoryRegion& region, uint64_t offset, uint64_
 
 void ReturnPipeline::forget_in_place(const MemoryRegion& region, uint64_t offset, uint64_t bytes,
                                      bool reported) {
-  if (reported && x_poison != 0)
-    overwrite(region.host + offset, bytes, x_poison);
+  const uint32_t value = reported ? x_poison : 0;
+  const bool comes_back =
+      value == 0 || (region.backing == MemoryBacking::kAnonymous && x_options.taker != nullptr &&
+                     x_options.taker->honours_poison());
+  if (comes_back)
+    discard(region, offset, bytes, value);
   else
-    discard(region, offset, bytes);
+    overwrite(region, offset, bytes, value);
 }
 
-void ReturnPipeline::discard(const MemoryRegion& region, uint64_t offset, uint64_t bytes) {
+// `value` is what it must read as if the host refuses.
+void ReturnPipeline::discard(const MemoryRegion& region, uint64_t offset, uint64_t bytes,
+                             uint32_t value) {
   uint8_t* const host = region.host + offset;
   const uint64_t resident = count_resident(region, offset, bytes);
   const bool anonymous = region.backing == MemoryBacking::kAnonymous;
@@ -230,7 +237,7 @@ void ReturnPipeline::discard(const MemoryRegion& region, uint64_t offset, uint64
   LETHE_LOG_LIMITED(LogModule::kMemory,
                     "cannot give {} KiB of guest memory back: {}; overwrote them instead",
                     bytes / kKiB, errno_text(error));
-  overwrite(host, bytes, 0);
+  overwrite(region, offset, bytes, value);
 }
 
 // MADV_DONTNEED of a part of a huge page only unmaps it: the page stays whole, and charged, until
@@ -267,7 +274,26 @@ uint64_t ReturnPipeline::resident_in_huge_pages(const MemoryRegion& region, uint
   return begin < end ? count_resident(region, begin, end - begin) : 0;
 }
 
-void ReturnPipeline::overwrite(uint8_t* host, uint64_t bytes, uint32_t value) {
+// At most a piece. What is not there is left alone: to write would take memory from the host, and
+// there is nothing to forget.
+void ReturnPipeline::overwrite(const MemoryRegion& region, uint64_t offset, uint64_t bytes,
+                               uint32_t value) {
+  uint8_t* const host = region.host + offset;
+  x_seen_bytes = 0;  // its buffer is used for another question
+  const std::span<uint8_t> pages(x_seen->data(), bytes / kPageSize);
+  if (x_ops.exists(host, region.fd, offset, pages) != 0) std::ranges::fill(pages, uint8_t{1});
+  for (size_t page = 0; page < pages.size();) {
+    size_t end = page + 1;
+    while (end < pages.size() && pages[end] == pages[page]) ++end;
+    if (pages[page] != 0)
+      overwrite_pages(host + page * kPageSize, (end - page) * kPageSize, value);
+    else
+      count(x_counters.absent, (end - page) * kPageSize);
+    page = end;
+  }
+}
+
+void ReturnPipeline::overwrite_pages(uint8_t* host, uint64_t bytes, uint32_t value) {
   // SAFETY: the range is guest RAM, in whole pages; add() checked it. The guest gave it away.
   if (value == 0)
     std::memset(host, 0, bytes);

@@ -52,6 +52,9 @@ class ChunkTaker {
   // (pool full, switched off, pinned page...), the caller discards. Any thread but the fault
   // thread.
   [[nodiscard]] virtual bool take(uint8_t* host) = 0;
+  // True while memory that was there and is discarded reads as the poison value when it is touched
+  // again (userfaults). Any thread.
+  [[nodiscard]] virtual bool honours_poison() const { return false; }
 };
 
 struct ReturnPipelineOptions {
@@ -72,7 +75,7 @@ struct ReturnCounters {
   std::array<std::atomic<uint64_t>, kReturnSources> taken{};    // add() == kTaken
   std::array<std::atomic<uint64_t>, kReturnSources> refused{};  // ranges that broke a rule
   std::atomic<uint64_t> ranges{0};                              // ranges taken
-  std::atomic<uint64_t> merged{0};  // ranges that became part of another one
+  std::atomic<uint64_t> merged{0};        // ranges that became part of another one
   std::atomic<uint64_t> repeated{0};
   std::atomic<uint64_t> moved{0};             // to the ChunkTaker
   std::atomic<uint64_t> freed{0};             // resident before, and given to the host
@@ -118,8 +121,9 @@ class ReturnPipeline {
   }
   [[nodiscard]] uint64_t isolated_max() const { return x_options.isolated_max; }
   // Reported memory reads as this afterwards, 4 bytes each (VIRTIO_BALLOON_F_PAGE_POISON; 0 without
-  // it). Where no userfault can bring it back like that, it is overwritten in place and not
-  // returned. Inflated and hinted pages have no content (virtio 1.2, 5.5.6, 5.5.6.5).
+  // it), or as it was, if there was nothing there. Where the taker can't bring it back like that
+  // (honours_poison()), what is there is overwritten in place and not returned. Inflated and hinted
+  // pages have no content (virtio 1.2, 5.5.6, 5.5.6.5).
   void set_poison(uint32_t value);
 
   // Any thread. A flush under way may still follow the policy before.
@@ -149,12 +153,13 @@ class ReturnPipeline {
   void sort_and_merge();
   void forget(const MemoryRegion& region, uint64_t offset, uint64_t bytes, bool reported);
   void forget_in_place(const MemoryRegion& region, uint64_t offset, uint64_t bytes, bool reported);
-  void discard(const MemoryRegion& region, uint64_t offset, uint64_t bytes);
+  void discard(const MemoryRegion& region, uint64_t offset, uint64_t bytes, uint32_t value);
   int discard_anonymous(uint8_t* host, uint64_t bytes, uint64_t resident);
   [[nodiscard]] uint64_t resident_in_huge_pages(const MemoryRegion& region, uint64_t offset,
                                                 uint64_t bytes);
   void split_huge_page(uint8_t* host, uint64_t bytes);
-  void overwrite(uint8_t* host, uint64_t bytes, uint32_t value);
+  void overwrite(const MemoryRegion& region, uint64_t offset, uint64_t bytes, uint32_t value);
+  void overwrite_pages(uint8_t* host, uint64_t bytes, uint32_t value);
   [[nodiscard]] uint64_t count_resident(const MemoryRegion& region, uint64_t offset,
                                         uint64_t bytes);
   void look_ahead(const MemoryRegion& region, uint64_t offset, uint64_t bytes);

@@ -74,7 +74,7 @@ class ScrubPool : public ChunkTaker {
   // reads as the value; what never was there reads as 0.
   virtual void set_poison(uint32_t value) = 0;
   // True while a returned range can be made to read as the poison value.
-  [[nodiscard]] virtual bool honours_poison() const = 0;
+  [[nodiscard]] bool honours_poison() const override = 0;
   virtual void report_metrics(MetricSink& sink) const = 0;
   struct Stats {
     uint64_t dirty_bytes = 0, scrubbing_bytes = 0, clean_bytes = 0, bytes_max = 0;
