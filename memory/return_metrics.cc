@@ -39,6 +39,8 @@ void ReturnPipeline::report_metrics(MetricSink& sink) const {
       {"lethe_return_ranges_total", "Ranges that the guest gave back.", x_counters.ranges},
       {"lethe_return_merged_ranges_total", "Ranges that became part of another one.",
        x_counters.merged},
+      {"lethe_return_merged_bytes_total", "Bytes of ranges that became part of another one.",
+       x_counters.merged_bytes},
       {"lethe_return_repeated_bytes_total", "Bytes given back twice at a time.",
        x_counters.repeated},
       {"lethe_return_moved_bytes_total", "Returned bytes moved to the scrub pool.",

@@ -81,6 +81,7 @@ ReturnPipeline::Added ReturnPipeline::add(const MemoryRegion& region, uint64_t o
       last->reported == reported) {
     last->bytes += bytes;
     count(x_counters.merged, 1);
+    count(x_counters.merged_bytes, bytes);
   } else {
     (*x_ranges)[x_count++] = {offset, bytes, index, reported};
   }
@@ -125,6 +126,7 @@ void ReturnPipeline::sort_and_merge() {
     }
     const uint64_t next_end = next.offset + next.bytes;
     count(x_counters.merged, 1);
+    count(x_counters.merged_bytes, next.bytes);
     if (overlaps) count(x_counters.repeated, std::min(end, next_end) - next.offset);
     last.bytes = std::max(end, next_end) - last.offset;
     last.reported |= next.reported;

@@ -76,6 +76,7 @@ struct ReturnCounters {
   std::array<std::atomic<uint64_t>, kReturnSources> refused{};  // ranges that broke a rule
   std::atomic<uint64_t> ranges{0};                              // ranges taken
   std::atomic<uint64_t> merged{0};        // ranges that became part of another one
+  std::atomic<uint64_t> merged_bytes{0};  // what those ranges held
   std::atomic<uint64_t> repeated{0};
   std::atomic<uint64_t> moved{0};             // to the ChunkTaker
   std::atomic<uint64_t> freed{0};             // resident before, and given to the host

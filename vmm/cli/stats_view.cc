@@ -72,7 +72,7 @@ void add_memory(Table& table, const json::value& stats) {
     table.row("policy now", printable(std::string_view(policy->get_object().begin()->key())));
   table.bytes("reported", "return.reported_bytes_total",
               table.parts("return.reported_bytes_total"));
-  table.count("merged", "return.merged_ranges_total", " ranges");
+  table.bytes("merged", "return.merged_bytes_total");
   table.bytes("moved to the pool", "return.moved_bytes_total");
   table.bytes("discarded", "return.freed_bytes_total");
   table.bytes("left to the host", "return.lazy_bytes_total");

@@ -78,6 +78,7 @@ TEST(BalloonInflate, descending_and_scattered_pages_are_merged) {
   pfns.push_back(kPfn(kFree) + 1000);
   ASSERT_TRUE(b.inflate(pfns));
   EXPECT_EQ(b.returned().merged, 255u);
+  EXPECT_EQ(b.returned().merged_bytes, 255 * kPage);
   EXPECT_EQ(b.returned().freed, 257 * kPage);
 }
 
