@@ -42,12 +42,13 @@ class MremapCarrier : public ChunkCarrier {
   MoveOutcome carry_out(uint8_t* guest, uint8_t* slot) override {
     // The slot is empty, but for its mapping.
     const int error = x_ops.remap(guest, slot, kChunkBytes);
+    if (error != 0) mend(slot, "the scrub pool");
     return {.moved = error == 0 ? kChunkBytes : 0, .error = error};
   }
 
   MoveOutcome carry_in(uint8_t* slot, uint8_t* guest) override {
     const int error = x_ops.remap(slot, guest, kChunkBytes);
-    if (error != 0) mend(guest);
+    if (error != 0) mend(guest, "guest memory");
     x_mappings.fetch_add(2, std::memory_order_relaxed);  // it, and what is left behind it
     // The new mapping has lost the registration; nothing in it is missing yet.
     (void)x_userfault.watch_missing(guest, kChunkBytes);
@@ -61,11 +62,13 @@ class MremapCarrier : public ChunkCarrier {
 
  private:
   // Maps what a failed mremap may have unmapped; where it has not, MAP_FIXED_NOREPLACE refuses.
-  void mend(uint8_t* guest) const {
-    if (x_ops.map_if_free(guest, kChunkBytes) != 0) return;
-    log_warn(LogModule::kMemory, "mremap failed half-way; 2 MiB of guest memory were mapped anew");
-    (void)::madvise(guest, kChunkBytes, x_huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-    (void)::madvise(guest, kChunkBytes, MADV_DONTDUMP);
+  // A hole must not stay: somebody else's mapping could come to lie in it.
+  void mend(uint8_t* target, const char* what) const {
+    if (x_ops.map_if_free(target, kChunkBytes) != 0) return;
+    LETHE_LOG_LIMITED(LogModule::kMemory, "mremap failed half-way; 2 MiB of {} were mapped anew",
+                      what);
+    (void)::madvise(target, kChunkBytes, x_huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    (void)::madvise(target, kChunkBytes, MADV_DONTDUMP);
   }
 
   const Userfault& x_userfault;

@@ -38,8 +38,8 @@ class ChunkCarrier {
 // write lock: a page fault of another thread, KVM's included, waits and sees one or the other. The
 // kernel makes sure beforehand that it has mappings to spare (mremap_to() in mm/mremap.c); it can
 // fail half-way only when it can't allocate one structure of some 200 bytes, which it does not
-// before it kills processes. carry_in() looks after every failure whether the guest's range is
-// still mapped, and maps it anew if not, at once and without touching anything else
+// before it kills processes. Both ways look after every failure whether the target is still
+// mapped, and maps it anew if not, at once and without touching anything else
 // (MAP_FIXED_NOREPLACE).
 //
 // Each chunk that was ever given back is a mapping of its own, which splits the guest's. So they

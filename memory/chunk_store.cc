@@ -69,6 +69,7 @@ ChunkStore::ChunkStore(uint8_t* area, uint64_t area_bytes, size_t slots, ChunkCa
       x_area_bytes(area_bytes),
       x_arena(align_up(area)),
       x_table(slots),
+      x_left_over(new std::atomic<bool>[slots]()),
       x_scrubbed_with(new uint32_t[slots]()) {}
 
 ChunkStore::~ChunkStore() { ::munmap(x_area, x_area_bytes); }
@@ -85,9 +86,40 @@ void ChunkStore::scrub_slot(size_t slot, uint32_t value) {
 }
 
 void ChunkStore::discard(size_t slot) {
-  if (x_ops.advise(at(slot), kChunkBytes, MADV_DONTNEED) == 0) return;
+  const bool failed = x_ops.advise(at(slot), kChunkBytes, MADV_DONTNEED) != 0;
   // The kernel has no memory to split or unmap with (tests say so). Forgotten it must be.
-  scrub(at(slot), kChunkBytes, 0);
+  if (failed) scrub(at(slot), kChunkBytes, 0);
+  set_left_over(slot, failed);
+}
+
+// The exchange: an expirer and a worker may both discard a slot; each change counts once.
+void ChunkStore::set_left_over(size_t slot, bool value) {
+  if (x_left_over[slot].exchange(value, std::memory_order_acq_rel) == value) return;
+  if (value) {
+    x_left_overs.fetch_add(1, std::memory_order_relaxed);
+    x_held.fetch_add(1, std::memory_order_relaxed);
+  } else {
+    x_left_overs.fetch_sub(1, std::memory_order_relaxed);
+    x_held.fetch_sub(1, std::memory_order_relaxed);
+  }
+}
+
+// For the slot's owner. False: there are still pages, and no others can be moved there.
+bool ChunkStore::empty_out(size_t slot) {
+  if (!x_left_over[slot].load(std::memory_order_acquire)) return true;
+  if (x_ops.advise(at(slot), kChunkBytes, MADV_DONTNEED) != 0) return false;
+  set_left_over(slot, false);
+  return true;
+}
+
+void ChunkStore::retry_left_over() {
+  // One look at each slot, or nearly: others search too. A miss is for the next time.
+  for (size_t n = 0; n < x_table.size() && x_left_overs.load(std::memory_order_relaxed) > 0; ++n) {
+    const auto claim = x_table.take_empty();
+    if (!claim) return;
+    (void)empty_out(claim->slot);
+    x_table.put_empty(claim->slot);
+  }
 }
 
 void ChunkStore::free_taken(size_t slot) {
@@ -96,6 +128,7 @@ void ChunkStore::free_taken(size_t slot) {
 }
 
 bool ChunkStore::take_in(uint8_t* guest, uint64_t bytes_max) {
+  retry_left_over();
   if ((x_held.fetch_add(1, std::memory_order_relaxed) + 1) * kChunkBytes > bytes_max) {
     x_held.fetch_sub(1, std::memory_order_relaxed);
     return false;
@@ -103,6 +136,11 @@ bool ChunkStore::take_in(uint8_t* guest, uint64_t bytes_max) {
   const auto claim = x_table.take_empty();
   if (!claim) {
     x_held.fetch_sub(1, std::memory_order_relaxed);
+    return false;
+  }
+  if (!empty_out(claim->slot)) {
+    free_taken(claim->slot);
+    add_one(x_counters.refused);
     return false;
   }
   const uint64_t since = now_ns();
@@ -150,7 +188,8 @@ bool ChunkStore::give_fresh(uint8_t* guest, uint32_t value) {
     if (value != 0) scrub(fresh, kChunkBytes, value);
     if (x_carrier.carry_in(fresh, guest).error == 0) return true;
   }
-  (void)x_ops.advise(fresh, kChunkBytes, MADV_DONTNEED);
+  // What stays is the next fresh chunk.
+  if (x_ops.advise(fresh, kChunkBytes, MADV_DONTNEED) != 0) scrub(fresh, kChunkBytes, 0);
   return false;
 }
 
@@ -175,6 +214,7 @@ void ChunkStore::expire(steady_clock::time_point taken_before) {
 }
 
 bool ChunkStore::trim(uint64_t bytes_max) {
+  retry_left_over();
   while (x_held.load(std::memory_order_relaxed) * kChunkBytes > bytes_max)
     if (!drop_one()) return false;
   return true;

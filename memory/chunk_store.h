@@ -80,6 +80,9 @@ class ChunkStore {
   [[nodiscard]] uint8_t* at(size_t slot) const;
   void scrub_slot(size_t slot, uint32_t value);
   void discard(size_t slot);
+  void set_left_over(size_t slot, bool value);
+  [[nodiscard]] bool empty_out(size_t slot);
+  void retry_left_over();
   void free_taken(size_t slot);
   [[nodiscard]] bool give(const Table::Claim& claim, uint8_t* guest);
 
@@ -92,6 +95,10 @@ class ChunkStore {
   Table x_table;
   std::atomic<uint64_t> x_held{0};  // slots that are not empty, or about to be used
   std::atomic<uint32_t> x_value{0};
+  // Slots whose pages the host would not discard: written over, and held until it does, though the
+  // table calls them empty. x_held counts them.
+  std::unique_ptr<std::atomic<bool>[]> x_left_over;
+  std::atomic<size_t> x_left_overs{0};
   // What a clean slot was scrubbed with; its owner's.
   std::unique_ptr<uint32_t[]> x_scrubbed_with;
 };

@@ -49,15 +49,15 @@ uint64_t address(const uint8_t* at) { return reinterpret_cast<uintptr_t>(at); }
 
 }  // namespace
 
-PageMap::PageMap(UniqueFd fd) : x_fd(std::move(fd)) {
+PageMap::PageMap(UniqueFd fd, PoolOps& ops) : x_fd(std::move(fd)), x_ops(ops) {
   bool whole = false;
   x_can_scan = scan(nullptr, 0, 0, kIsPresent, whole) >= 0;
 }
 
-std::unique_ptr<PageMap> PageMap::open() {
+std::unique_ptr<PageMap> PageMap::open(PoolOps& ops) {
   UniqueFd fd(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
   if (!fd.valid()) return nullptr;
-  return std::unique_ptr<PageMap>(new PageMap(std::move(fd)));
+  return std::unique_ptr<PageMap>(new PageMap(std::move(fd), ops));
 }
 
 // How many runs (one at most is looked for) of such pages the chunk has; negative: not supported.
@@ -111,9 +111,7 @@ bool PageMap::read_pages(const uint8_t* at, uint32_t pages, uint64_t (&bits)[8])
   for (uint64_t& word : bits) word = 0;
   const size_t bytes = pages * sizeof(uint64_t);
   const auto offset = static_cast<off_t>(address(at) / kPageBytes * sizeof(uint64_t));
-  if (pages > kPages ||
-      ::pread(x_fd.get(), entries.data(), bytes, offset) != static_cast<ssize_t>(bytes))
-    return false;
+  if (pages > kPages || x_ops.read_at(x_fd.get(), entries.data(), bytes, offset) != 0) return false;
   for (uint32_t i = 0; i < pages; ++i)
     if ((entries[i] & (kEntryPresent | kEntrySwapped)) != 0) bits[i / 64] |= uint64_t{1} << i % 64;
   return true;

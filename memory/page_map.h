@@ -9,13 +9,14 @@
 #include <optional>
 
 #include "base/unique_fd.h"
+#include "memory/pool_ops.h"
 
 namespace lethe {
 
 class PageMap {
  public:
-  // Nothing if /proc is not there.
-  [[nodiscard]] static std::unique_ptr<PageMap> open();
+  // Nothing if /proc is not there. `ops` must outlive it.
+  [[nodiscard]] static std::unique_ptr<PageMap> open(PoolOps& ops = PoolOps::system());
 
   // True if the chunk (2 MiB, aligned) has no page at all, not even one that is swapped out. False
   // if it has, or if that can't be found out.
@@ -30,10 +31,11 @@ class PageMap {
   [[nodiscard]] bool read_pages(const uint8_t* at, uint32_t pages, uint64_t (&bits)[8]) const;
 
  private:
-  explicit PageMap(UniqueFd fd);
+  PageMap(UniqueFd fd, PoolOps& ops);
   [[nodiscard]] int scan(const uint8_t* chunk, uint64_t inverted, uint64_t all, uint64_t any,
                          bool& whole) const;
   UniqueFd x_fd;
+  PoolOps& x_ops;
   bool x_can_scan = false;
 };
 

@@ -56,6 +56,12 @@ int PoolOps::advise(uint8_t* at, uint64_t size, int advice) {
   return ::madvise(at, size, advice) != 0 ? errno : 0;
 }
 
+int PoolOps::read_at(int fd, void* to, size_t bytes, int64_t offset) {
+  const ssize_t got = ::pread(fd, to, bytes, offset);
+  if (got < 0) return errno;
+  return static_cast<size_t>(got) == bytes ? 0 : EIO;
+}
+
 PoolOps& PoolOps::system() {
   static PoolOps ops;
   return ops;

@@ -3,6 +3,7 @@
 // Threading: any thread.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace lethe {
@@ -23,6 +24,8 @@ class PoolOps {
   [[nodiscard]] virtual int map_if_free(uint8_t* at, uint64_t size);
   // madvise(2); 0 or an errno value.
   [[nodiscard]] virtual int advise(uint8_t* at, uint64_t size, int advice);
+  // pread(2) of exactly `bytes`; 0 or an errno value, EIO if there is less.
+  [[nodiscard]] virtual int read_at(int fd, void* to, size_t bytes, int64_t offset);
   static PoolOps& system();
 };
 

@@ -201,7 +201,7 @@ bool ScrubPoolImpl::movable(uint8_t* host) const {
 
 bool ScrubPoolImpl::open_pages() {
   if (x_pages_owner || x_failed.load(std::memory_order_relaxed)) return x_pages_owner != nullptr;
-  x_pages_owner = PageMap::open();
+  x_pages_owner = PageMap::open(x_ops);
   if (!x_pages_owner) {
     give_up("/proc/self/pagemap can't be read; freed memory is discarded");
     return false;
@@ -328,7 +328,8 @@ void ScrubPoolImpl::set_poison(uint32_t value) {
     // Watched first: from then on no page comes to be but through the fault thread.
     if (!open_pages() || !start()) return;
     if (!x_guest.remember_pages(*x_pages_owner)) {
-      log_warn(LogModule::kMemory, "scrub pool: can't find out which pages the guest has touched");
+      // What was taken from now on would come back as zeros.
+      give_up("can't find out which pages the guest has touched; freed memory is overwritten");
       return;
     }
   }

@@ -4,6 +4,8 @@
 #include <sys/ioctl.h>
 
 #include <atomic>
+#include <functional>
+#include <vector>
 
 #include "memory/chunk_mover.h"
 #include "memory/pool_ops.h"
@@ -43,16 +45,25 @@ class FailingOps : public PoolOps {
   int remap(uint8_t* from, uint8_t* to, uint64_t size) override {
     if (remap_error == 0) return PoolOps::remap(from, to, size);
     ++failed;
+    remap_target = to;
     // As the kernel might: the target is gone, and there is nothing in its place.
     if (remap_unmaps) ::munmap(to, size);
     return remap_error;
   }
   int advise(uint8_t* at, uint64_t size, int advice) override {
     if (advice == MADV_POPULATE_WRITE && no_fresh) return ENOMEM;
+    if (advice == MADV_POPULATE_WRITE && slow_fresh) on_fresh();
     if (advice == MADV_DONTNEED && no_discard) return ENOMEM;
     return PoolOps::advise(at, size, advice);
   }
 
+  int read_at(int fd, void* to, size_t bytes, int64_t offset) override {
+    return no_page_map ? EIO : PoolOps::read_at(fd, to, bytes, offset);
+  }
+
+  std::function<void()> on_fresh;  // runs when `slow_fresh`
+  std::atomic<bool> slow_fresh{false}, no_page_map{false};
+  std::atomic<uint8_t*> remap_target{nullptr};
   std::atomic<bool> forbidden{false}, no_move{false}, no_register{false}, no_copy{false},
       no_zero{false}, no_fresh{false}, no_discard{false}, remap_unmaps{false};
   std::atomic<int> move_error{0}, remap_error{0};
@@ -313,6 +324,58 @@ TEST_P(ScrubPoolFailureTest, what_cannot_be_discarded_is_overwritten) {
   ops.no_discard = false;
   EXPECT_EQ(pool->stats().dirty_bytes, 0U);
   EXPECT_TRUE(all_are(chunk(0), 0));
+}
+
+TEST_P(ScrubPoolFailureTest, what_cannot_be_discarded_counts_as_held_until_it_can) {
+  auto with = options(kChunkBytes);
+  with.ops = &ops;
+  with.scrub_at_map = true;
+  with.forget_max = milliseconds(50);
+  pool = ScrubPool::create(*memory, with);
+  ops.no_discard = true;
+  ASSERT_TRUE(pool->take(chunk(0)));
+  ASSERT_TRUE(eventually([&] { return pool->stats().expired_bytes == kChunkBytes; }));
+  EXPECT_FALSE(pool->take(chunk(1))) << "2 MiB more than the limit";
+  // With room for others its slot is passed over, or refused.
+  pool->set_bytes_max(4 * kChunkBytes);
+  for (size_t n = 1; n < 8; ++n) (void)pool->take(chunk(n));
+  ops.no_discard = false;
+  pool->set_bytes_max(kChunkBytes);
+  EXPECT_TRUE(eventually([&] { return pool->stats().dirty_bytes == 0; }));
+  // Each slot can be used again: none has pages in it that would be in the way.
+  const uint64_t refused = pool->stats().refused;
+  for (int round = 0; round < 16; ++round) {
+    fill(chunk(7), 0xCC);
+    ASSERT_TRUE(eventually([&] { return pool->take(chunk(7)); })) << round;
+    EXPECT_TRUE(all_are(chunk(7), 0)) << round;
+  }
+  EXPECT_EQ(pool->stats().refused, refused);
+  EXPECT_TRUE(all_are(chunk(0), 0));
+}
+
+TEST_P(ScrubPoolFailureTest, without_knowing_which_pages_are_there_poison_ends_the_pool) {
+  take_and_settle(0);
+  ops.no_page_map = true;
+  pool->set_poison(0x55555555);
+  EXPECT_FALSE(pool->honours_poison());
+  ops.no_page_map = false;
+  EXPECT_FALSE(pool->take(chunk(1))) << "it would come back as zeros";
+  EXPECT_EQ(pool->stats().bytes_max, 0U);
+  EXPECT_TRUE(all_are(chunk(1), 0xAA));
+}
+
+TEST_P(ScrubPoolMremapTest, an_mremap_out_that_fails_half_way_leaves_the_pools_slot_mapped) {
+  take_and_settle(0);
+  ops.remap_unmaps = true;
+  ops.remap_error = ENOMEM;
+  EXPECT_FALSE(pool->take(chunk(1)));
+  unsigned char page = 0;
+  EXPECT_EQ(::mincore(ops.remap_target, 4096, &page), 0) << "a hole in the arena";
+  ops.remap_unmaps = false;
+  ops.remap_error = 0;
+  EXPECT_TRUE(all_are(chunk(1), 0xAA));
+  EXPECT_TRUE(pool->take(chunk(1)));
+  EXPECT_TRUE(all_are(chunk(1), 0));
 }
 
 }  // namespace
