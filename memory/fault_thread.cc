@@ -42,7 +42,11 @@ std::unique_ptr<FaultThread> FaultThread::start(const World& world, milliseconds
 }
 
 FaultThread::FaultThread(const World& world, milliseconds forget_max, EventFd event)
-    : x_world(world), x_forget_max(forget_max), x_event(std::move(event)) {}
+    : x_world(world),
+      x_forget_max(forget_max),
+      x_event(std::move(event)),
+      x_period(std::clamp(forget_max / 16, milliseconds(1), milliseconds(1000))),
+      x_next_tick(steady_clock::now() + x_period) {}
 
 FaultThread::~FaultThread() {
   if (!x_thread.joinable()) return;
@@ -65,24 +69,23 @@ void FaultThread::hurry() {
 
 void FaultThread::run() {
   ::pthread_setname_np(::pthread_self(), "fault");
-  const milliseconds period = std::clamp(x_forget_max / 16, milliseconds(1), milliseconds(1000));
-  auto next_tick = steady_clock::now() + period;
   while (!x_stop.load(std::memory_order_acquire)) {
     const auto now = steady_clock::now();
     const bool armed = x_armed.load(std::memory_order_relaxed);
-    if (x_hurry.exchange(false, std::memory_order_acquire) || (armed && now >= next_tick)) {
-      next_tick = now + (tick() ? period : std::min(period, kTrimAgain));
+    if (x_hurry.exchange(false, std::memory_order_acquire) || (armed && now >= x_next_tick)) {
+      tick_now();
       continue;
     }
     int wait_ms = -1;
-    if (armed) wait_ms = static_cast<int>(std::chrono::ceil<milliseconds>(next_tick - now).count());
+    if (armed)
+      wait_ms = static_cast<int>(std::chrono::ceil<milliseconds>(x_next_tick - now).count());
     pollfd ready[2] = {{.fd = x_world.userfault.fd(), .events = POLLIN, .revents = 0},
                        {.fd = x_event.fd(), .events = POLLIN, .revents = 0}};
     if (::poll(ready, 2, wait_ms) <= 0) continue;
     if ((ready[1].revents & POLLIN) != 0) {
       (void)x_event.take();
       // Newly armed: a time that was set before the timer last stopped is long past.
-      if (!armed) next_tick = steady_clock::now() + period;
+      if (!armed) x_next_tick = steady_clock::now() + x_period;
     }
     if ((ready[0].revents & POLLIN) != 0) serve_burst();
   }
@@ -110,6 +113,15 @@ bool FaultThread::tick() {
   (void)x_armed.exchange(false, std::memory_order_acq_rel);
   if (x_world.store.any_dirty()) x_armed.store(true, std::memory_order_relaxed);
   return true;
+}
+
+void FaultThread::tick_now() {
+  const auto now = steady_clock::now();
+  x_next_tick = now + (tick() ? x_period : std::min(x_period, kTrimAgain));
+}
+
+void FaultThread::tick_if_due() {
+  if (x_armed.load(std::memory_order_relaxed) && steady_clock::now() >= x_next_tick) tick_now();
 }
 
 size_t FaultThread::serve() {
@@ -162,6 +174,7 @@ bool FaultThread::give_chunk(size_t chunk) {
   if (!never_there && x_world.store.give_kept(host, value)) {
     add(x_world.counters.by_pool, 1);
   } else {
+    tick_if_due();
     make_room(kChunkBytes);
     if (!x_world.store.give_fresh(host, value)) return false;
     use_room(kChunkBytes);

@@ -18,7 +18,8 @@
 //   than the host's shortage lasts.
 //
 // The same thread is the timer that keeps the promise to forget: it discards chunks that stay dirty
-// for half of forget_max, because workers at idle priority may get no time at all.
+// for half of forget_max, because workers at idle priority may get no time at all. A fresh chunk
+// may take the host long (reclaim), so the timer, if it is due, runs before.
 #pragma once
 
 #include <atomic>
@@ -73,6 +74,8 @@ class FaultThread {
   void run();
   // False: the pool still holds too much.
   bool tick();
+  void tick_now();
+  void tick_if_due();
   void serve_burst();
   // Answers the faults that wait; how many.
   size_t serve();
@@ -95,6 +98,8 @@ class FaultThread {
   std::atomic<bool> x_hurry{false};
   std::atomic<bool> x_stop{false};
 
+  const std::chrono::milliseconds x_period;  // of the timer
+  std::chrono::steady_clock::time_point x_next_tick;
   std::chrono::steady_clock::time_point x_asked;     // when the last faults were read
   std::chrono::steady_clock::time_point x_answered;  // and when the last was answered
 

@@ -378,5 +378,39 @@ TEST_P(ScrubPoolMremapTest, an_mremap_out_that_fails_half_way_leaves_the_pools_s
   EXPECT_TRUE(all_are(chunk(1), 0));
 }
 
+TEST_P(ScrubPoolFailureTest, what_is_overdue_is_discarded_before_a_fresh_chunk_is_made) {
+  pool.reset();
+  memory = make_memory(32 * kMiB);
+  constexpr size_t kTaken = 4;  // each fresh chunk takes one's place
+  fill(chunk(0), 0xAA, kTaken * kChunkBytes);
+  auto with = options(16 * kMiB);
+  with.ops = &ops;
+  with.scrub_at_map = true;
+  with.forget_max = milliseconds(1000);  // overdue after half of it
+  pool = ScrubPool::create(*memory, with);
+  pool->set_poison(0x55555555);  // memory that was never there then never gets a kept chunk
+  steady_clock::time_point taken;
+  std::atomic<int> made{0};
+  std::atomic<uint64_t> expired_before_last{UINT64_MAX};
+  const auto wait_until = [&](milliseconds after) { std::this_thread::sleep_until(taken + after); };
+  // While the first is made the two others' faults come in, and are read together. The second takes
+  // the host long; the third must not be begun before the timer has run.
+  ops.on_fresh = [&] {
+    const int n = ++made;
+    if (n == 1) wait_until(milliseconds(150));
+    if (n == 2) wait_until(milliseconds(700));
+    if (n == 3) expired_before_last = pool->stats().expired_bytes;
+  };
+  ops.slow_fresh = true;
+  taken = steady_clock::now();
+  for (size_t n = 0; n < kTaken; ++n) ASSERT_TRUE(pool->take(chunk(n)));
+  std::vector<std::thread> guests;
+  for (const size_t n : {6, 9, 12}) guests.emplace_back([&, n] { *chunk(n) = 1; });
+  for (std::thread& guest : guests) guest.join();
+  ops.slow_fresh = false;
+  EXPECT_EQ(made, 3);
+  EXPECT_EQ(expired_before_last, (kTaken - 2) * kChunkBytes);
+}
+
 }  // namespace
 }  // namespace lethe
