@@ -33,7 +33,7 @@ constexpr uint64_t kBytes = 1 * kGiB;  // returned in a round
 constexpr uint64_t kRangeBytes = 2 * kMiB;
 constexpr size_t kChainRanges = 32;
 constexpr size_t kRunRanges = 4;  // neighbours that come together
-constexpr int kRounds = 9;
+constexpr int kRounds = 31;
 constexpr int kWarmUp = 1;
 
 struct Sample {

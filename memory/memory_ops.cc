@@ -18,6 +18,12 @@ constexpr size_t kLookPages = 512;  // what PageMap::read_pages() tells at a tim
 
 // lseek(2), SEEK_DATA: in a memory file a page that is swapped out is data, too. Moves the file's
 // position, which nobody uses.
+// Null if /proc is not there.
+const PageMap* page_map() {
+  static const std::unique_ptr<PageMap> pages = PageMap::open();
+  return pages.get();
+}
+
 int exists_in_file(int fd, uint64_t offset, std::span<uint8_t> pages) {
   std::ranges::fill(pages, uint8_t{0});
   const auto end = static_cast<off_t>(offset + pages.size() * kPageSize);
@@ -56,6 +62,12 @@ int MemoryOps::resident(const uint8_t* host, std::span<uint8_t> pages) {
                                                                                             : errno;
 }
 
+std::optional<uint64_t> MemoryOps::mapped(const uint8_t* host, uint64_t size) {
+  const PageMap* const pages = page_map();
+  if (pages == nullptr) return std::nullopt;
+  return pages->mapped_bytes(host, size);
+}
+
 int MemoryOps::exists(const uint8_t* host, int fd, uint64_t offset, std::span<uint8_t> pages) {
   if (fd >= 0) {
     if (exists_in_file(fd, offset, pages) == 0) return 0;
@@ -64,12 +76,12 @@ int MemoryOps::exists(const uint8_t* host, int fd, uint64_t offset, std::span<ui
     for (uint8_t& page : pages) page &= 1;
     return error;
   }
-  static const std::unique_ptr<PageMap> page_map = PageMap::open();
-  if (!page_map) return ENOSYS;
+  const PageMap* const page_map_now = page_map();
+  if (page_map_now == nullptr) return ENOSYS;
   for (size_t at = 0; at < pages.size(); at += kLookPages) {
     const size_t count = std::min(kLookPages, pages.size() - at);
     uint64_t bits[kLookPages / 64];
-    if (!page_map->read_pages(host + at * kPageSize, static_cast<uint32_t>(count), bits))
+    if (!page_map_now->read_pages(host + at * kPageSize, static_cast<uint32_t>(count), bits))
       return EIO;
     for (size_t i = 0; i < count; ++i) pages[at + i] = bits[i / 64] >> i % 64 & 1;
   }

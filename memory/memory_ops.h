@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 namespace lethe {
@@ -18,6 +19,10 @@ class MemoryOps {
   [[nodiscard]] virtual int punch_hole(int fd, uint64_t offset, uint64_t size);
   // mincore(2): the low bit of pages[i] says whether page i from `host` on is resident.
   [[nodiscard]] virtual int resident(const uint8_t* host, std::span<uint8_t> pages);
+
+  // Bytes of anonymous memory that are resident, without a look at each page; nothing if that can't
+  // be found out quickly here.
+  [[nodiscard]] virtual std::optional<uint64_t> mapped(const uint8_t* host, uint64_t size);
 
   // As resident(), but swapped-out pages count: pages[i] becomes 1 if page i has content, else 0.
   // `fd` and `offset` (bytes) say where in a memory file it is; -1: anonymous memory.

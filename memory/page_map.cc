@@ -79,6 +79,28 @@ int PageMap::scan(const uint8_t* chunk, uint64_t inverted, uint64_t all, uint64_
   return count;
 }
 
+std::optional<uint64_t> PageMap::mapped_bytes(const uint8_t* from, uint64_t size) const {
+  if (!x_can_scan) return std::nullopt;
+  std::array<PageRegion, 32> runs;
+  PmScanArg arg{};
+  arg.size = sizeof arg;
+  arg.start = address(from);
+  arg.end = address(from) + size;
+  arg.vec = reinterpret_cast<uintptr_t>(runs.data());
+  arg.vec_len = runs.size();
+  arg.category_mask = arg.return_mask = kIsPresent;
+  uint64_t total = 0;
+  // A call ends early when it has found as many runs as there is room for.
+  while (arg.start < arg.end) {
+    arg.walk_end = 0;
+    const int count = ::ioctl(x_fd.get(), kPagemapScan, &arg);
+    if (count < 0 || arg.walk_end <= arg.start) return std::nullopt;
+    for (int i = 0; i < count; ++i) total += runs[i].end - runs[i].start;
+    arg.start = arg.walk_end;
+  }
+  return total;
+}
+
 bool PageMap::is_hole(const uint8_t* chunk) const {
   if (x_can_scan) {
     bool whole = false;

@@ -307,6 +307,8 @@ void ReturnPipeline::overwrite_pages(uint8_t* host, uint64_t bytes, uint32_t val
 uint64_t ReturnPipeline::count_resident(const MemoryRegion& region, uint64_t offset,
                                         uint64_t bytes) {
   const uint8_t* const host = region.host + offset;
+  if (region.backing == MemoryBacking::kAnonymous)
+    if (const auto mapped = x_ops.mapped(host, bytes)) return *mapped;
   if (host < x_seen_host || host + bytes > x_seen_host + x_seen_bytes)
     look_ahead(region, offset, bytes);
   const uint8_t* const first = x_seen->data() + (host - x_seen_host) / kPageSize;

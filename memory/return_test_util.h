@@ -33,9 +33,13 @@ class FailingOps : public MemoryOps {
   int resident(const uint8_t* host, std::span<uint8_t> pages) override {
     return fail_resident ? EIO : MemoryOps::resident(host, pages);
   }
+  std::optional<uint64_t> mapped(const uint8_t* host, uint64_t size) override {
+    return fail_resident || no_mapped ? std::nullopt : MemoryOps::mapped(host, size);
+  }
   std::set<int> fail_advice;
   bool fail_punch = false;
   bool fail_resident = false;
+  bool no_mapped = false;  // as before Linux 6.7
   int calls = 0;
 };
 

@@ -25,6 +25,9 @@ namespace {
 
 constexpr size_t kInputChunk = 4096;
 constexpr std::chrono::milliseconds kOutputPatience{1000};
+// The control API's socket is made when the guest has run for so long: one that ends before, as
+// many in a test suite do, does not pay for it.
+constexpr std::chrono::milliseconds kApiDelay{2};
 
 // The signals that end a VM. They are blocked except while a session's loop waits for them, so that
 // none finds the default action in the gap of a restart and leaves the terminal raw.
@@ -72,13 +75,19 @@ class Session {
       watch_input();
     }
     x_machine->start();
-    LETHE_TRY(serve_api(run_dir, api));
+    Result<> served;
+    const auto serve = x_loop.make_timer([&] {
+      served = serve_api(run_dir, api);
+      if (!served) x_loop.stop();
+    });
+    serve->start(kApiDelay);
     x_mask.unblock();
     x_loop.run();
     x_mask.block();
     x_server.reset();
     x_machine->stop();
     x_output->finish(kOutputPatience);
+    LETHE_TRY(std::move(served));
     return x_outcome;
   }
 
