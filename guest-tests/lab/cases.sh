@@ -63,7 +63,7 @@ memory_return() { # memory_return NAME SHARE PULL --set KEY=VALUE...
   echo "$line" | tr ' ' '\n' >"$log.figures"
   figure() { sed -n "s/^$1=//p" "$log.figures"; }
   back=$((($(figure rss_filled) - $(figure rss_end)) * 100))
-  freed=$(($(figure free_freed) - $(figure free_filled)))
+  freed=$(($(figure free_end) - $(figure free_filled)))
   if [ "$(figure exit)" != 0 ] || ! grep -q "lethe-test: memory: passed" "$log"; then
     echo "FAIL linux-memory-$name: $line; the end of its console:"
     tail -n 20 "$log"

@@ -28,6 +28,8 @@
 #include <cstring>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 namespace {
 
@@ -169,12 +171,19 @@ class Vmm {
 struct Returned {
   long rss_end = 0;
   double first_ms = -1;
-  double back95_ms = -1;
   double last_ms = -1;
+  std::vector<std::pair<double, long>> steps;  // ms, and the resident KiB that were reached then
+  // To 95 % of what the guest had freed in the end: while a pull holds blocks its word is no
+  // measure.
+  [[nodiscard]] double back95_ms(long rss_filled, long freed_kib) const {
+    for (const auto& [ms, resident] : steps)
+      if (resident <= rss_filled - freed_kib / 100 * 95) return ms;
+    return -1;
+  }
 };
 
 // Looks on until nothing has come back for kQuietMs.
-Returned watch(const Vmm& vmm, Clock::time_point freed_at, long rss_filled, long freed_kib) {
+Returned watch(const Vmm& vmm, Clock::time_point freed_at, long rss_filled) {
   Returned result;
   result.rss_end = rss_filled;
   double last_ms = 0;
@@ -185,10 +194,9 @@ Returned watch(const Vmm& vmm, Clock::time_point freed_at, long rss_filled, long
     if (resident <= result.rss_end - kStepKib) {
       result.rss_end = resident;
       last_ms = result.last_ms = now_ms;
+      result.steps.emplace_back(now_ms, resident);
     }
     if (result.first_ms < 0 && resident <= rss_filled - 8 * 1024) result.first_ms = now_ms;
-    if (result.back95_ms < 0 && resident <= rss_filled - freed_kib / 100 * 95)
-      result.back95_ms = now_ms;
     usleep(5000);
   }
   return result;
@@ -225,7 +233,7 @@ int main(int argc, char** argv) {
     execl("/bin/sh", "sh", "-c", pull, nullptr);
     _exit(127);
   }
-  const Returned returned = watch(vmm, freed_at, rss_filled, free_freed - free_filled);
+  const Returned returned = watch(vmm, freed_at, rss_filled);
   const long rss_end = vmm.resident_kib();
   const long ram_end = vmm.guest_resident_kib();
   vmm.go_on();
@@ -240,7 +248,7 @@ int main(int argc, char** argv) {
       "free_end=%ld first_ms=%.0f "
       "back95_ms=%.0f last_ms=%.0f",
       rss_filled, rss_end, ram_filled, ram_end, free_filled, free_freed, free_end,
-      returned.first_ms, returned.back95_ms, returned.last_ms);
+      returned.first_ms, returned.back95_ms(rss_filled, free_end - free_filled), returned.last_ms);
   if (to_its_end) {
     vmm.go_on();
     std::printf(" exit=%d", vmm.wait_for_end());
