@@ -95,18 +95,6 @@ double weighed(double part, double weight) {
 
 std::string mib(uint64_t bytes) { return fmt::format("{} MiB", bytes / kMiB); }
 
-const char* name_of(ReturnPolicy policy) {
-  switch (policy) {
-    case ReturnPolicy::kPool:
-      return "pool";
-    case ReturnPolicy::kDiscard:
-      return "discard";
-    case ReturnPolicy::kLazy:
-      break;
-  }
-  return "lazy";
-}
-
 uint64_t since(uint64_t now, uint64_t before) { return now > before ? now - before : 0; }
 
 }  // namespace
@@ -254,7 +242,7 @@ void Governor::decide_policy(const Observation& seen, Decision& decision) {
   decision.policy = policy;
   decision.pool_bytes_max = pool;
   if (policy != x_policy) {
-    decision.changes.push_back({"policy", name_of(x_policy), name_of(policy), reason()});
+    decision.changes.push_back({"policy", policy_name(x_policy), policy_name(policy), reason()});
     decision.purge = x_pressure;
   }
   if (pool != x_pool_bytes_max)

@@ -6,6 +6,8 @@ namespace {
 
 constexpr std::array<const char*, kReturnSources> kSourceNames = {"inflate", "report", "hint"};
 
+}  // namespace
+
 const char* policy_name(ReturnPolicy policy) {
   switch (policy) {
     case ReturnPolicy::kPool:
@@ -17,8 +19,6 @@ const char* policy_name(ReturnPolicy policy) {
   }
   return "lazy";
 }
-
-}  // namespace
 
 void ReturnPipeline::report_metrics(MetricSink& sink) const {
   const auto value = [](const std::atomic<uint64_t>& counter) {

@@ -43,6 +43,9 @@ enum class ReturnPolicy : uint8_t {
   kLazy,     // MADV_FREE (anonymous; elsewhere as kDiscard): readable until the host needs it
 };
 
+// "pool", "discard", "lazy": as config, API and metrics call them.
+[[nodiscard]] const char* policy_name(ReturnPolicy policy);
+
 // Where whole chunks can go instead of being discarded (the scrub pool).
 class ChunkTaker {
  public:

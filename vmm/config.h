@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -23,6 +24,12 @@ inline constexpr size_t kDisksMax = 24;  // PCI bus 0 has 32 slots; the rest is 
 
 // How memory that the guest gives back is forgotten: DESIGN 4.2.
 enum class MemoryPolicy : uint8_t { kAuto, kPool, kDiscard, kLazy };
+// As config and API spell them, in the order of the enumeration.
+inline constexpr std::array<std::string_view, 4> kMemoryPolicies = {"auto", "pool", "discard",
+                                                                    "lazy"};
+[[nodiscard]] constexpr std::string_view policy_name(MemoryPolicy policy) {
+  return kMemoryPolicies[static_cast<size_t>(policy)];
+}
 enum class ScrubTime : uint8_t { kIdle, kMap };
 
 struct MemoryConfig {

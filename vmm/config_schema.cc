@@ -14,7 +14,6 @@ constexpr uint64_t kTextMax = 4095;     // bytes; PATH_MAX less the zero
 constexpr uint64_t kCmdlineMax = 2047;  // Linux's COMMAND_LINE_SIZE on x86 less the zero
 
 constexpr std::array<std::string_view, 3> kBackings = {"anonymous", "shared", "hugetlb"};
-constexpr std::array<std::string_view, 4> kPolicies = {"auto", "pool", "discard", "lazy"};
 constexpr std::array<std::string_view, 2> kScrubTimes = {"idle", "map"};
 constexpr std::array<std::string_view, 2> kReboots = {"restart", "exit"};
 constexpr std::array<std::string_view, 2> kInputs = {"serial", "virtio"};
@@ -106,7 +105,7 @@ constexpr ConfigKey kKeys[] = {
      .name = "policy",
      .type = KeyType::kChoice,
      .fallback = "\"auto\"",
-     .choices = kPolicies,
+     .choices = kMemoryPolicies,
      .help = "How memory that the guest gives back is forgotten. \"pool\": 2M chunks are kept in "
              "this process, scrubbed, and given to the guest again at little cost; \"discard\": "
              "all goes to the host at once; \"auto\": pool, and discard while the host is short of "

@@ -15,32 +15,6 @@ constexpr std::chrono::milliseconds kStatisticsAge{500};
 constexpr std::chrono::milliseconds kStatisticsPatience{250};  // with a guest that is busy
 constexpr const char* kNoBalloon = "this VM has no balloon: balloon.enabled = false in its config";
 
-const char* policy_word(MemoryPolicy policy) {
-  switch (policy) {
-    case MemoryPolicy::kAuto:
-      return "auto";
-    case MemoryPolicy::kPool:
-      return "pool";
-    case MemoryPolicy::kDiscard:
-      return "discard";
-    case MemoryPolicy::kLazy:
-      break;
-  }
-  return "lazy";
-}
-
-const char* policy_word(ReturnPolicy policy) {
-  switch (policy) {
-    case ReturnPolicy::kPool:
-      return "pool";
-    case ReturnPolicy::kDiscard:
-      return "discard";
-    case ReturnPolicy::kLazy:
-      break;
-  }
-  return "lazy";
-}
-
 double uptime_s(const RunHistory& history) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - history.started).count();
 }
@@ -95,13 +69,13 @@ void MachineTarget::report_metrics(MetricSink& sink) {
 }
 
 MemorySettings MachineTarget::memory() {
-  MemorySettings settings{.policy = policy_word(x_config.memory.policy),
+  MemorySettings settings{.policy = policy_name(x_config.memory.policy),
                           .policy_now = "none",
                           .automatic = x_config.memory.automatic};
   MemoryReturn* const memory = x_machine.memory_return();
   if (memory == nullptr) return settings;
-  settings.policy = policy_word(memory->wanted_policy());
-  settings.policy_now = policy_word(memory->policy());
+  settings.policy = policy_name(memory->wanted_policy());
+  settings.policy_now = policy_name(memory->policy());
   settings.pool_max = memory->pool_max();
   settings.automatic = x_machine.memory_policy()->policy().automatic();
   settings.balloon_target = memory->balloon().target();

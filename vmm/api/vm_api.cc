@@ -19,8 +19,6 @@ namespace {
 
 using ReplyPtr = std::shared_ptr<HttpReply>;
 
-constexpr std::array<std::string_view, 4> kPolicies = {"auto", "pool", "discard", "lazy"};
-
 HttpAnswer json_answer(const json::object& object) {
   return {.body = json::serialize(object) + "\n"};
 }
@@ -107,8 +105,8 @@ tl::expected<MemoryChange, std::string> memory_change(const json::object& object
     if (key == "policy") {
       const std::string_view word =
           value.is_string() ? std::string_view(value.get_string()) : std::string_view();
-      for (size_t i = 0; i < kPolicies.size(); ++i)
-        if (word == kPolicies[i]) change.policy = static_cast<MemoryPolicy>(i);
+      for (size_t i = 0; i < kMemoryPolicies.size(); ++i)
+        if (word == kMemoryPolicies[i]) change.policy = static_cast<MemoryPolicy>(i);
       if (!change.policy) return wrong(key, "\"auto\", \"pool\", \"discard\" or \"lazy\"");
     } else if (key == "auto") {
       if (!value.is_bool()) return wrong(key, "true or false");
