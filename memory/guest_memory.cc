@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "base/assert.h"
+#include "memory/memory_ops.h"
 
 namespace lethe {
 namespace {
@@ -212,6 +213,18 @@ uint64_t GuestMemory::total_bytes() const {
   uint64_t total = 0;
   for (const MemoryRegion& region : map()->regions) {
     if (!region.removable) total += region.size;
+  }
+  return total;
+}
+
+uint64_t GuestMemory::resident_bytes() const {
+  uint64_t total = 0;
+  for (const MemoryRegion& region : regions()) {
+    if (region.removable) continue;
+    const auto mapped = region.backing == MemoryBacking::kAnonymous
+                            ? MemoryOps::system().mapped(region.host, region.size)
+                            : std::nullopt;
+    total += mapped ? *mapped : lethe::resident_bytes(region.host, region.size);
   }
   return total;
 }

@@ -28,7 +28,8 @@ void count(std::atomic<uint64_t>& counter, uint64_t amount) {
 }  // namespace
 
 ReturnPipeline::ReturnPipeline(const GuestMemory& memory, ReturnPipelineOptions options)
-    : x_options(std::move(options)),
+    : x_memory(memory),
+      x_options(std::move(options)),
       x_ops(x_options.ops != nullptr ? *x_options.ops : MemoryOps::system()),
       x_regions(ram_of(memory)) {}
 
@@ -261,12 +262,6 @@ void ReturnPipeline::split_huge_page(uint8_t* host, uint64_t bytes) {
   x_split_chunk = chunk;
   // Advice: if it is refused, the discard that follows still forgets the content.
   (void)x_ops.advise(host, bytes, MADV_FREE);
-}
-
-uint64_t ReturnPipeline::resident() const {
-  uint64_t bytes = 0;
-  for (const MemoryRegion& region : x_regions) bytes += resident_bytes(region.host, region.size);
-  return bytes;
 }
 
 uint64_t ReturnPipeline::resident_in_huge_pages(const MemoryRegion& region, uint64_t offset,

@@ -136,8 +136,7 @@ class ReturnPipeline {
   [[nodiscard]] const ReturnCounters& counters() const { return x_counters; }
   // From add() to the end of the flush that forgot it, one sample a flush: its oldest range.
   [[nodiscard]] Histogram::Snapshot forget_latency() const { return x_latency.snapshot(); }
-  // Bytes of guest RAM that are resident now. Milliseconds a GiB at worst (4 KiB pages).
-  [[nodiscard]] uint64_t resident() const;
+  [[nodiscard]] const GuestMemory& memory() const { return x_memory; }
   void report_metrics(MetricSink& sink) const;
 
  private:
@@ -168,6 +167,7 @@ class ReturnPipeline {
                                         uint64_t bytes);
   void look_ahead(const MemoryRegion& region, uint64_t offset, uint64_t bytes);
 
+  const GuestMemory& x_memory;
   const ReturnPipelineOptions x_options;
   MemoryOps& x_ops;
   const std::vector<MemoryRegion> x_regions;  // RAM: it stays for the life of the memory

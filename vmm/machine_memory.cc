@@ -20,6 +20,15 @@ MemoryPolicyOptions policy_options(const VmConfig& config) {
 
 }  // namespace
 
+uint64_t process_resident_bytes() {
+  const std::unique_ptr<FILE, int (*)(FILE*)> file(std::fopen("/proc/self/statm", "re"),
+                                                   std::fclose);
+  unsigned long long size = 0;
+  unsigned long long resident = 0;
+  if (!file || std::fscanf(file.get(), "%llu %llu", &size, &resident) != 2) return 0;
+  return resident * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
 MachineMemory::MachineMemory(const VmConfig& config, EventLoop& loop, MemoryReturn& memory)
     : x_guest_size(config.memory.size_bytes),
       x_memory(memory),
@@ -37,15 +46,10 @@ uint64_t MachineMemory::pool_bytes() const {
   return stats.clean_bytes + stats.dirty_bytes + stats.scrubbing_bytes;
 }
 
-// The process's resident memory (proc(5), statm) without the pool: close enough to the guest's, and
-// at no cost, where mincore() over the guest's memory would cost a millisecond a GiB.
+// Close enough to the guest's, and at no cost, where a look at the guest's own memory costs up to a
+// millisecond a GiB.
 uint64_t MachineMemory::resident() const {
-  const std::unique_ptr<FILE, int (*)(FILE*)> file(std::fopen("/proc/self/statm", "re"),
-                                                   std::fclose);
-  unsigned long long size = 0;
-  unsigned long long pages = 0;
-  if (!file || std::fscanf(file.get(), "%llu %llu", &size, &pages) != 2) return 0;
-  const uint64_t bytes = pages * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  const uint64_t bytes = process_resident_bytes();
   return std::min(x_guest_size, bytes - std::min<uint64_t>(bytes, pool_bytes()));
 }
 

@@ -9,6 +9,9 @@
 
 namespace lethe {
 
+// All memory of this process that the host holds, in bytes (proc(5), statm); 0 if it can't be read.
+[[nodiscard]] uint64_t process_resident_bytes();
+
 // Threading: the main thread's. Made after `memory`, destroyed before it; nothing of it runs while
 // the loop does not.
 class MachineMemory final : private MemoryPolicyTarget {

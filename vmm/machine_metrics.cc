@@ -1,10 +1,7 @@
 // What a machine tells of itself: its parts' counters, and how much host memory it holds.
-#include <sys/mman.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <memory>
 #include <string>
 
@@ -25,16 +22,6 @@ uint64_t load(const std::atomic<uint64_t>& counter) {
   return counter.load(std::memory_order_relaxed);
 }
 
-// This process's resident memory in bytes (proc(5), statm), 0 if it can't be read.
-uint64_t process_resident_bytes() {
-  const std::unique_ptr<FILE, int (*)(FILE*)> file(std::fopen("/proc/self/statm", "re"),
-                                                   std::fclose);
-  unsigned long long size = 0;
-  unsigned long long resident = 0;
-  if (!file || std::fscanf(file.get(), "%llu %llu", &size, &resident) != 2) return 0;
-  return resident * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-}
-
 double process_cpu_seconds() {
   rusage usage{};
   if (::getrusage(RUSAGE_SELF, &usage) != 0) return 0;
@@ -42,26 +29,6 @@ double process_cpu_seconds() {
     return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6;
   };
   return seconds(usage.ru_utime) + seconds(usage.ru_stime);
-}
-
-// Bytes of guest memory that the host holds (mincore): 10 us a GiB of huge pages, 1 ms of small
-// ones.
-uint64_t resident_bytes(const GuestMemory& memory) {
-  constexpr uint64_t kPage = 4096;
-  constexpr uint64_t kStep = 256 * kMiB;
-  std::vector<unsigned char> pages(kStep / kPage);
-  uint64_t resident = 0;
-  for (const MemoryRegion& region : memory.regions()) {
-    if (region.removable) continue;
-    for (uint64_t offset = 0; offset < region.size; offset += kStep) {
-      const uint64_t size = std::min(kStep, region.size - offset);
-      if (::mincore(region.host + offset, size, pages.data()) != 0) continue;
-      resident += kPage * static_cast<uint64_t>(std::count_if(
-                              pages.begin(), pages.begin() + static_cast<ptrdiff_t>(size / kPage),
-                              [](unsigned char page) { return (page & 1) != 0; }));
-    }
-  }
-  return resident;
 }
 
 void report_queues(const VirtioPciTransport& transport, const char* device, MetricSink& sink) {
@@ -129,7 +96,7 @@ void Machine::report_metrics(MetricSink& sink) const {
   sink.gauge("lethe_memory_size_bytes", "The guest's memory.",
              static_cast<double>(x_memory->total_bytes()));
   sink.gauge("lethe_memory_resident_bytes", "What of the guest's memory the host holds now.",
-             static_cast<double>(resident_bytes(*x_memory)));
+             static_cast<double>(x_memory->resident_bytes()));
   if (x_return) x_return->report_metrics(sink);
   if (x_policy) x_policy->policy().report_metrics(sink);
   sink.gauge("lethe_process_resident_bytes", "All memory of the process that the host holds now.",

@@ -69,7 +69,7 @@ void MachineTarget::report_metrics(MetricSink& sink) {
 }
 
 MemorySettings MachineTarget::memory() {
-  MemorySettings settings{.policy = policy_name(x_config.memory.policy),
+  MemorySettings settings{.policy = std::string(policy_name(x_config.memory.policy)),
                           .policy_now = "none",
                           .automatic = x_config.memory.automatic};
   MemoryReturn* const memory = x_machine.memory_return();

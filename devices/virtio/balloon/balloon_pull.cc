@@ -42,7 +42,7 @@ void BalloonPull::start(uint64_t bytes, Progress progress, Done done) {
   if (!x_work.live()) return done({.text = "the guest has no balloon driver"});
   ++x_generation;
   x_wanted = bytes;
-  x_resident_before = x_resident = x_work.pipeline().resident();
+  x_resident_before = x_resident = x_work.pipeline().memory().resident_bytes();
   x_held = x_free = x_step_bytes = 0;
   x_window_size = kFirstWindow;
   x_inflate_size = kFirstStep;
@@ -78,7 +78,7 @@ void BalloonPull::ask() {
 }
 
 BalloonPull::Look BalloonPull::look(const BalloonStatistics& statistics) {
-  x_resident = x_work.pipeline().resident();
+  x_resident = x_work.pipeline().memory().resident_bytes();
   const uint64_t ram = x_work.shared().ram_bytes;
   const uint64_t free = std::min(tag_of(statistics, VIRTIO_BALLOON_S_MEMFREE), ram);
   Look now{.kept = reserve(std::min(tag_of(statistics, VIRTIO_BALLOON_S_MEMTOT), ram)),
@@ -275,7 +275,7 @@ void BalloonPull::finish(bool complete, std::string why) {
   x_timer->cancel();
   x_deadline->cancel();
   x_step = Step::kIdle;
-  x_resident = x_work.pipeline().resident();
+  x_resident = x_work.pipeline().memory().resident_bytes();
   if (x_hinted_any && !x_released) show_hint_id(VIRTIO_BALLOON_CMD_ID_DONE);
   BalloonShared& shared = x_work.shared();
   shared.pulling.store(false);
