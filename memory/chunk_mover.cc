@@ -105,10 +105,10 @@ class Trial {
     *x_area = 1;
     if ((error = userfault->watch_missing(x_area, kSize / 2)) != 0) return error;
     if ((error = userfault->watch_nothing(arena, kSize / 2)) != 0) return error;
-    if ((error = userfault->move(arena, x_area, kPage).error) != 0) return error;
+    if ((error = userfault->move(arena, x_area, kPageBytes).error) != 0) return error;
     if (*arena != 1) return EIO;
     *arena = 2;
-    if ((error = userfault->move(x_area, arena, kPage).error) != 0) return error;
+    if ((error = userfault->move(x_area, arena, kPageBytes).error) != 0) return error;
     return *x_area == 2 ? 0 : EIO;
   }
 
@@ -120,16 +120,15 @@ class Trial {
     uint8_t* const arena = x_area + kSize / 2;
     *x_area = 1;
     if ((error = userfault->watch_missing(x_area, kSize / 2)) != 0) return error;
-    if ((error = x_ops.remap(x_area, arena, kPage)) != 0) return error;
+    if ((error = x_ops.remap(x_area, arena, kPageBytes)) != 0) return error;
     if (*arena != 1) return EIO;
     *arena = 2;
-    if ((error = x_ops.remap(arena, x_area, kPage)) != 0) return error;
+    if ((error = x_ops.remap(arena, x_area, kPageBytes)) != 0) return error;
     return *x_area == 2 ? 0 : EIO;
   }
 
  private:
-  static constexpr uint64_t kPage = 4096;
-  static constexpr uint64_t kSize = 4 * kPage;
+  static constexpr uint64_t kSize = 4 * kPageBytes;
   PoolOps& x_ops;
   uint8_t* x_area = nullptr;
 };

@@ -18,7 +18,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-constexpr uint64_t kPageBytes = 4096;
 constexpr size_t kFaultsAtOnce = 16;
 constexpr milliseconds kSpinInARow{20};
 constexpr milliseconds kTrimAgain{5};  // when a worker had in hand what should go

@@ -8,7 +8,6 @@
 namespace lethe {
 namespace {
 
-constexpr uint64_t kPageBytes = 4096;
 constexpr uint64_t kPages = kChunkBytes / kPageBytes;
 
 }  // namespace

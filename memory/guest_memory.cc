@@ -14,9 +14,6 @@
 namespace lethe {
 namespace {
 
-constexpr uint64_t kPageSize = 4096;
-constexpr uint64_t kHugePageSize = 2 * kMiB;
-
 uint64_t round_up(uint64_t value, uint64_t alignment) {
   return (value + alignment - 1) & ~(alignment - 1);
 }
@@ -76,7 +73,7 @@ Result<GuestMemory::Mapping> GuestMemory::Mapping::create(const Range& range,
   const MemoryBacking backing = options.backing;
   const bool huge = backing == MemoryBacking::kHugetlb;
   // Huge pages are mapped whole; the region still ends where the range does.
-  const uint64_t size = huge ? round_up(range.size, kHugePageSize) : range.size;
+  const uint64_t size = huge ? round_up(range.size, kHugePageBytes) : range.size;
   UniqueFd fd;
   if (backing != MemoryBacking::kAnonymous) {
     LETHE_TRY_ASSIGN(fd, make_memfd(size, backing));
@@ -84,14 +81,14 @@ Result<GuestMemory::Mapping> GuestMemory::Mapping::create(const Range& range,
 
   // Reserve more than is needed, then keep the part where host and guest addresses are congruent
   // modulo 2 MiB: only then can KVM map huge pages through both page tables.
-  const uint64_t reserved = size + kHugePageSize;
+  const uint64_t reserved = size + kHugePageBytes;
   void* const area =
       ::mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (area == MAP_FAILED) return mapping_error(range.size, backing, errno);
   const auto begin = reinterpret_cast<uintptr_t>(area);
-  const uintptr_t offset = huge ? 0 : range.start.value % kHugePageSize;
-  uintptr_t at = round_up(begin, kHugePageSize) + offset;
-  if (at >= begin + kHugePageSize) at -= kHugePageSize;
+  const uintptr_t offset = huge ? 0 : range.start.value % kHugePageBytes;
+  uintptr_t at = round_up(begin, kHugePageBytes) + offset;
+  if (at >= begin + kHugePageBytes) at -= kHugePageBytes;
   if (at > begin) ::munmap(area, at - begin);
   const uintptr_t tail = at + size;
   if (tail < begin + reserved) ::munmap(reinterpret_cast<void*>(tail), begin + reserved - tail);
@@ -121,11 +118,11 @@ Result<std::unique_ptr<GuestMemory>> GuestMemory::create(std::span<const Range> 
   mappings.reserve(ranges.size());
   uint64_t end_before = 0;
   for (const Range& range : ranges) {
-    LETHE_ASSERT(range.size > 0 && range.size % kPageSize == 0);
-    LETHE_ASSERT(range.start.value % kPageSize == 0 && range.start.value >= end_before);
+    LETHE_ASSERT(range.size > 0 && range.size % kPageBytes == 0);
+    LETHE_ASSERT(range.start.value % kPageBytes == 0 && range.start.value >= end_before);
     LETHE_ASSERT(range.start.plus(range.size).has_value());
     LETHE_ASSERT(options.backing != MemoryBacking::kHugetlb ||
-                 range.start.value % kHugePageSize == 0);
+                 range.start.value % kHugePageBytes == 0);
     end_before = range.start.value + range.size;
     LETHE_TRY_ASSIGN(Mapping mapping, Mapping::create(range, options));
     map.regions.push_back({.start = range.start,
@@ -170,8 +167,8 @@ std::optional<IoSlice> GuestMemory::slice(GuestAddr address, uint64_t length) co
 }
 
 Result<> GuestMemory::add_region(GuestAddr start, uint64_t size, uint8_t* host) {
-  LETHE_ASSERT(host != nullptr && size > 0 && size % kPageSize == 0);
-  LETHE_ASSERT(start.value % kPageSize == 0 && start.plus(size).has_value());
+  LETHE_ASSERT(host != nullptr && size > 0 && size % kPageBytes == 0);
+  LETHE_ASSERT(start.value % kPageBytes == 0 && start.plus(size).has_value());
   bool overlaps = false;
   x_map.update([&](MemoryMap& map) {
     auto& regions = map.regions;

@@ -29,6 +29,9 @@ inline constexpr uint64_t kMiB = 1024 * kKiB;
 inline constexpr uint64_t kGiB = 1024 * kMiB;
 inline constexpr uint64_t kTiB = 1024 * kGiB;
 
+inline constexpr uint64_t kPageBytes = 4 * kKiB;  // x86-64's pages, the guest's and the host's
+inline constexpr uint64_t kHugePageBytes = 2 * kMiB;
+
 // A validated range of guest memory in this process. `data` is stable; its content is not: the
 // guest may write it at any time. Use once.
 struct IoSlice {

@@ -8,32 +8,32 @@
 #include <array>
 #include <cerrno>
 
+#include "memory/guest_memory.h"
 #include "memory/page_map.h"
 
 namespace lethe {
 namespace {
 
-constexpr uint64_t kPageSize = 4096;
 constexpr size_t kLookPages = 512;  // what PageMap::read_pages() tells at a time
 
-// lseek(2), SEEK_DATA: in a memory file a page that is swapped out is data, too. Moves the file's
-// position, which nobody uses.
 // Null if /proc is not there.
 const PageMap* page_map() {
   static const std::unique_ptr<PageMap> pages = PageMap::open();
   return pages.get();
 }
 
+// lseek(2), SEEK_DATA: in a memory file a page that is swapped out is data, too. Moves the file's
+// position, which nobody uses.
 int exists_in_file(int fd, uint64_t offset, std::span<uint8_t> pages) {
   std::ranges::fill(pages, uint8_t{0});
-  const auto end = static_cast<off_t>(offset + pages.size() * kPageSize);
+  const auto end = static_cast<off_t>(offset + pages.size() * kPageBytes);
   for (auto at = static_cast<off_t>(offset); at < end;) {
     const off_t data = ::lseek(fd, at, SEEK_DATA);
     if (data < 0) return errno == ENXIO ? 0 : errno;  // ENXIO: no more
     const off_t hole = ::lseek(fd, data, SEEK_HOLE);
     if (hole < 0) return errno;
     const auto page_of = [&](off_t to) {
-      return (static_cast<uint64_t>(std::min(to, end)) - offset) / kPageSize;
+      return (static_cast<uint64_t>(std::min(to, end)) - offset) / kPageBytes;
     };
     for (uint64_t page = page_of(data); page < page_of(hole); ++page) pages[page] = 1;
     at = hole;
@@ -58,8 +58,9 @@ int MemoryOps::punch_hole(int fd, uint64_t offset, uint64_t size) {
 
 int MemoryOps::resident(const uint8_t* host, std::span<uint8_t> pages) {
   // SAFETY: mincore() writes to `pages` only; the address is not written through.
-  return ::mincore(const_cast<uint8_t*>(host), pages.size() * kPageSize, pages.data()) == 0 ? 0
-                                                                                            : errno;
+  return ::mincore(const_cast<uint8_t*>(host), pages.size() * kPageBytes, pages.data()) == 0
+             ? 0
+             : errno;
 }
 
 std::optional<uint64_t> MemoryOps::mapped(const uint8_t* host, uint64_t size) {
@@ -76,13 +77,12 @@ int MemoryOps::exists(const uint8_t* host, int fd, uint64_t offset, std::span<ui
     for (uint8_t& page : pages) page &= 1;
     return error;
   }
-  const PageMap* const page_map_now = page_map();
-  if (page_map_now == nullptr) return ENOSYS;
+  const PageMap* const map = page_map();
+  if (map == nullptr) return ENOSYS;
   for (size_t at = 0; at < pages.size(); at += kLookPages) {
     const size_t count = std::min(kLookPages, pages.size() - at);
     uint64_t bits[kLookPages / 64];
-    if (!page_map_now->read_pages(host + at * kPageSize, static_cast<uint32_t>(count), bits))
-      return EIO;
+    if (!map->read_pages(host + at * kPageBytes, static_cast<uint32_t>(count), bits)) return EIO;
     for (size_t i = 0; i < count; ++i) pages[at + i] = bits[i / 64] >> i % 64 & 1;
   }
   return 0;
@@ -96,11 +96,11 @@ MemoryOps& MemoryOps::system() {
 uint64_t resident_bytes(const uint8_t* host, uint64_t size) {
   std::array<uint8_t, 16384> pages;
   uint64_t total = 0;
-  for (uint64_t at = 0; at < size; at += pages.size() * kPageSize) {
+  for (uint64_t at = 0; at < size; at += pages.size() * kPageBytes) {
     const std::span<uint8_t> part(pages.data(),
-                                  std::min<uint64_t>(pages.size(), (size - at) / kPageSize));
+                                  std::min<uint64_t>(pages.size(), (size - at) / kPageBytes));
     if (MemoryOps::system().resident(host + at, part) != 0) continue;
-    for (const uint8_t page : part) total += (page & 1) * kPageSize;
+    for (const uint8_t page : part) total += (page & 1) * kPageBytes;
   }
   return total;
 }

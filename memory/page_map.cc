@@ -42,7 +42,6 @@ constexpr uint64_t kIsHuge = 1 << 6;
 constexpr uint64_t kEntrySwapped = uint64_t{1} << 62;
 constexpr uint64_t kEntryPresent = uint64_t{1} << 63;
 
-constexpr uint64_t kPageBytes = 4096;
 constexpr uint32_t kPages = kChunkBytes / kPageBytes;
 
 uint64_t address(const uint8_t* at) { return reinterpret_cast<uintptr_t>(at); }

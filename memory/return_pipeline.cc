@@ -10,7 +10,6 @@
 namespace lethe {
 namespace {
 
-constexpr uint64_t kPageSize = 4096;
 // Ranges no further apart than this share one look at what is resident: a look at a huge page costs
 // as much as at a few small ones, and a system call more than both.
 constexpr uint64_t kLookGap = 4 * kMiB;
@@ -34,7 +33,7 @@ ReturnPipeline::ReturnPipeline(const GuestMemory& memory, ReturnPipelineOptions 
       x_regions(ram_of(memory)) {}
 
 const MemoryRegion* ReturnPipeline::find(GuestAddr start, uint64_t bytes) const {
-  if (bytes == 0 || (start.value | bytes) % kPageSize != 0) return nullptr;
+  if (bytes == 0 || (start.value | bytes) % kPageBytes != 0) return nullptr;
   for (const MemoryRegion& region : x_regions)
     if (region.contains(start, bytes)) return &region;
   return nullptr;
@@ -71,7 +70,7 @@ ReturnPipeline::Added ReturnPipeline::add(const MemoryRegion& region, uint64_t o
   if (x_flushing || x_count == kRangesMax || too_much) return Added::kFull;
   if (!x_ranges) {  // at the first return: who returns nothing pays nothing
     x_ranges = std::make_unique_for_overwrite<std::array<Range, kRangesMax>>();
-    x_seen = std::make_unique_for_overwrite<std::array<uint8_t, kPieceBytes / kPageSize>>();
+    x_seen = std::make_unique_for_overwrite<std::array<uint8_t, kPieceBytes / kPageBytes>>();
   }
   if (x_count == 0) x_oldest = std::chrono::steady_clock::now();
   const bool reported = source == ReturnSource::kReport;
@@ -277,15 +276,15 @@ void ReturnPipeline::overwrite(const MemoryRegion& region, uint64_t offset, uint
                                uint32_t value) {
   uint8_t* const host = region.host + offset;
   x_seen_bytes = 0;  // its buffer is used for another question
-  const std::span<uint8_t> pages(x_seen->data(), bytes / kPageSize);
+  const std::span<uint8_t> pages(x_seen->data(), bytes / kPageBytes);
   if (x_ops.exists(host, region.fd, offset, pages) != 0) std::ranges::fill(pages, uint8_t{1});
   for (size_t page = 0; page < pages.size();) {
     size_t end = page + 1;
     while (end < pages.size() && pages[end] == pages[page]) ++end;
     if (pages[page] != 0)
-      overwrite_pages(host + page * kPageSize, (end - page) * kPageSize, value);
+      overwrite_pages(host + page * kPageBytes, (end - page) * kPageBytes, value);
     else
-      count(x_counters.absent, (end - page) * kPageSize);
+      count(x_counters.absent, (end - page) * kPageBytes);
     page = end;
   }
 }
@@ -306,10 +305,10 @@ uint64_t ReturnPipeline::count_resident(const MemoryRegion& region, uint64_t off
     if (const auto mapped = x_ops.mapped(host, bytes)) return *mapped;
   if (host < x_seen_host || host + bytes > x_seen_host + x_seen_bytes)
     look_ahead(region, offset, bytes);
-  const uint8_t* const first = x_seen->data() + (host - x_seen_host) / kPageSize;
+  const uint8_t* const first = x_seen->data() + (host - x_seen_host) / kPageBytes;
   uint64_t pages = 0;
-  for (const uint8_t* page = first; page != first + bytes / kPageSize; ++page) pages += *page & 1;
-  return pages * kPageSize;
+  for (const uint8_t* page = first; page != first + bytes / kPageBytes; ++page) pages += *page & 1;
+  return pages * kPageBytes;
 }
 
 // Looks at [offset, offset + bytes), and in the same call at the ranges that follow soon after.
@@ -324,7 +323,7 @@ void ReturnPipeline::look_ahead(const MemoryRegion& region, uint64_t offset, uin
   }
   x_seen_host = region.host + offset;
   x_seen_bytes = end - offset;
-  const std::span<uint8_t> pages(x_seen->data(), x_seen_bytes / kPageSize);
+  const std::span<uint8_t> pages(x_seen->data(), x_seen_bytes / kPageBytes);
   // Only counters depend on it.
   if (x_ops.resident(x_seen_host, pages) != 0) std::ranges::fill(pages, uint8_t{1});
 }

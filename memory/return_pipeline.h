@@ -30,7 +30,7 @@
 
 namespace lethe {
 
-inline constexpr uint64_t kChunkBytes = 2 * kMiB;  // what the scrub pool deals in: a huge page
+inline constexpr uint64_t kChunkBytes = kHugePageBytes;  // what the scrub pool deals in
 
 enum class ReturnSource : uint8_t { kInflate, kReport, kHint };
 inline constexpr size_t kReturnSources = 3;

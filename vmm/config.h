@@ -51,7 +51,7 @@ struct MemoryConfig {
   // whole huge pages.
   [[nodiscard]] uint64_t pool_bytes_max() const {
     const uint64_t bytes = pool_max.value_or(std::min(size_bytes / 4, 512 * kMiB));
-    return bytes / (2 * kMiB) * (2 * kMiB);
+    return bytes / kHugePageBytes * kHugePageBytes;
   }
 };
 

@@ -18,8 +18,6 @@
 namespace lethe {
 namespace {
 
-constexpr uint64_t kPageSize = 4096;
-
 struct Initrd {
   uint64_t start = 0;
   uint64_t size = 0;
@@ -83,7 +81,7 @@ Result<Initrd> place_initrd(const std::string& path, uint64_t low_end, uint64_t 
   if (file.size() > room)
     return config_error("{} ({} MiB) does not fit into the guest's {} MiB: raise memory.size",
                         file.name(), file.size() / kMiB, memory.total_bytes() / kMiB);
-  const Initrd initrd{(end - file.size()) & ~(kPageSize - 1), file.size()};
+  const Initrd initrd{(end - file.size()) & ~(kPageBytes - 1), file.size()};
   const auto slice = memory.slice(GuestAddr{initrd.start}, initrd.size);
   LETHE_ASSERT(slice.has_value());
   LETHE_TRY(file.read(0, {slice->data, slice->size}));
@@ -123,11 +121,11 @@ void put_reset_vector(const GuestMemory& memory) {
 void put_page_tables(const GuestMemory& memory) {
   constexpr uint64_t kPresentWrite = 3;
   constexpr uint64_t kLargePage = 1 << 7;
-  const uint64_t directories = layout::kPageTables + 2 * kPageSize;
-  put(memory, layout::kPageTables, (layout::kPageTables + kPageSize) | kPresentWrite);
+  const uint64_t directories = layout::kPageTables + 2 * kPageBytes;
+  put(memory, layout::kPageTables, (layout::kPageTables + kPageBytes) | kPresentWrite);
   for (uint64_t i = 0; i < 4; ++i)
-    put(memory, layout::kPageTables + kPageSize + 8 * i,
-        (directories + i * kPageSize) | kPresentWrite);
+    put(memory, layout::kPageTables + kPageBytes + 8 * i,
+        (directories + i * kPageBytes) | kPresentWrite);
   for (uint64_t i = 0; i < 4 * 512; ++i)
     put(memory, directories + 8 * i, (i * 2 * kMiB) | kPresentWrite | kLargePage);
 }

@@ -13,8 +13,8 @@ constexpr uint64_t bit(unsigned feature) { return uint64_t{1} << feature; }
 constexpr uint64_t kFeatures = bit(VIRTIO_BLK_F_SEG_MAX) | bit(VIRTIO_BLK_F_BLK_SIZE) |
                                bit(VIRTIO_BLK_F_TOPOLOGY) | bit(VIRTIO_BLK_F_FLUSH);
 constexpr uint64_t kWriterFeatures = bit(VIRTIO_BLK_F_DISCARD) | bit(VIRTIO_BLK_F_WRITE_ZEROES);
-constexpr uint32_t kPageBytes = 4096;     // what the page cache and most disks work in
-constexpr uint16_t kHeaderAndStatus = 2;  // descriptors of a request that carry no data
+constexpr uint32_t kTopologyBytes = 4096;  // what the page cache and most disks work in
+constexpr uint16_t kHeaderAndStatus = 2;   // descriptors of a request that carry no data
 
 std::array<uint8_t, kBlockIdBytes> make_id(const BlockOptions& options) {
   const std::string& path = options.path;
@@ -32,13 +32,13 @@ virtio_blk_config make_config(const BlockOptions& options, const DiskFile& disk)
   config.seg_max = options.queue_size - kHeaderAndStatus;
   config.blk_size = disk.block_bytes;
   config.physical_block_exp = static_cast<uint8_t>(
-      std::bit_width(std::max(kPageBytes, disk.block_bytes) / disk.block_bytes) - 1);
+      std::bit_width(std::max(kTopologyBytes, disk.block_bytes) / disk.block_bytes) - 1);
   config.min_io_size =
-      static_cast<uint16_t>(std::max(kPageBytes, disk.block_bytes) / disk.block_bytes);
+      static_cast<uint16_t>(std::max(kTopologyBytes, disk.block_bytes) / disk.block_bytes);
   config.num_queues = options.queues;
   config.max_discard_sectors = kDiscardSectorsMax;
   config.max_discard_seg = 1;
-  config.discard_sector_alignment = std::max(kPageBytes, disk.block_bytes) / kSectorBytes;
+  config.discard_sector_alignment = std::max(kTopologyBytes, disk.block_bytes) / kSectorBytes;
   config.max_write_zeroes_sectors = kDiscardSectorsMax;
   config.max_write_zeroes_seg = 1;
   config.write_zeroes_may_unmap = 1;
