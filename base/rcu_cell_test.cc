@@ -10,21 +10,13 @@
 #include <thread>
 #include <vector>
 
+#include "base/test_util.h"
+
 namespace lethe {
 namespace {
 
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
-
-// True once `condition` is; false when 10 s have passed.
-bool eventually(const std::function<bool()>& condition) {
-  const auto deadline = steady_clock::now() + milliseconds(10'000);
-  while (!condition()) {
-    if (steady_clock::now() > deadline) return false;
-    std::this_thread::sleep_for(milliseconds(1));
-  }
-  return true;
-}
 
 // A version: every word the same, some inside the value and some behind a pointer.
 struct Words {

@@ -4,19 +4,19 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
-#include <pty.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <termios.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <string>
+
+#include "base/test_util.h"
+#include "guest-tests/pty_process.h"
 
 namespace {
 
@@ -95,17 +95,10 @@ class Control : public testing::Test {
     }
     close(keys[0]);
   }
+  static bool soon(auto&& holds) { return lethe::eventually(holds, kDeadline); }
   void wait_for(const std::string& text) const {
     (void)soon([&] { return read("log").find(text) != std::string::npos; });
     ASSERT_THAT(read("log"), HasSubstr(text));
-  }
-  static bool soon(const std::function<bool()>& holds) {
-    const auto end = steady_clock::now() + kDeadline;
-    while (!holds()) {
-      if (steady_clock::now() > end) return false;
-      usleep(20'000);
-    }
-    return true;
   }
   void go_on() const { ASSERT_EQ(write(x_keys, "x", 1), 1); }
   // To the stage where most of the guest's memory has been returned.
@@ -289,77 +282,14 @@ TEST_F(Control, a_vm_that_crashed_does_not_run) {
 }
 
 // `lethe top` on a pseudo-terminal.
-class TopRun {
+class TopRun : public PtyProcess {
  public:
-  TopRun() {
-    winsize size{.ws_row = 10, .ws_col = 100, .ws_xpixel = 0, .ws_ypixel = 0};
-    EXPECT_EQ(openpty(&x_master, &x_slave, nullptr, nullptr, &size), 0);
-    EXPECT_EQ(tcgetattr(x_slave, &x_before), 0);
-    const std::string lethe = program_folder() / "lethe";
-    x_pid = fork();
-    if (x_pid == 0) {
-      close(x_master);
-      setsid();
-      for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) dup2(x_slave, fd);
-      execl(lethe.c_str(), "lethe", "top", "-d", "0.2", nullptr);
-      _exit(125);
-    }
-  }
-  ~TopRun() {
-    if (x_pid > 0) {
-      kill(x_pid, SIGKILL);
-      waitpid(x_pid, nullptr, 0);
-    }
-    close(x_master);
-    close(x_slave);
-  }
-  void type(const std::string& keys) const {
-    EXPECT_EQ(write(x_master, keys.data(), keys.size()), static_cast<ssize_t>(keys.size()));
-  }
-  void send(int signal) const { EXPECT_EQ(kill(x_pid, signal), 0); }
-  void resize(unsigned short columns) const {
-    const winsize size{.ws_row = 10, .ws_col = columns, .ws_xpixel = 0, .ws_ypixel = 0};
-    EXPECT_EQ(ioctl(x_slave, TIOCSWINSZ, &size), 0);
-    send(SIGWINCH);
-  }
-  void forget() { x_seen.clear(); }
-  bool wait_for(const std::string& text) {
-    const auto end = steady_clock::now() + kDeadline;
-    while (x_seen.find(text) == std::string::npos && steady_clock::now() < end) read_some();
-    return x_seen.find(text) != std::string::npos;
-  }
-  // The wait status; afterwards all output has been seen.
-  int wait_for_end() {
-    const auto end = steady_clock::now() + kDeadline;
-    int status = -1;
-    while (waitpid(x_pid, &status, WNOHANG) == 0 && steady_clock::now() < end) read_some();
-    x_pid = -1;
-    for (int i = 0; i < 3; ++i) read_some();
-    return status;
-  }
+  TopRun() : PtyProcess({program_folder() / "lethe", "top", "-d", "0.2"}) {}
   // The terminal as it was: its mode, its cursor, its main screen.
   void expect_restored() const {
-    termios mode{};
-    EXPECT_EQ(tcgetattr(x_slave, &mode), 0);
-    EXPECT_EQ(mode.c_lflag, x_before.c_lflag);
-    EXPECT_EQ(mode.c_oflag, x_before.c_oflag);
-    EXPECT_THAT(x_seen, testing::EndsWith("\x1b[?25h\x1b[?1049l"));
+    EXPECT_TRUE(restored());
+    EXPECT_THAT(seen(), testing::EndsWith("\x1b[?25h\x1b[?1049l"));
   }
-  [[nodiscard]] const std::string& seen() const { return x_seen; }
-
- private:
-  void read_some() {
-    pollfd waiting{x_master, POLLIN, 0};
-    char chunk[4096];
-    if (poll(&waiting, 1, 50) <= 0) return;
-    const ssize_t got = read(x_master, chunk, sizeof chunk);
-    if (got > 0) x_seen.append(chunk, static_cast<size_t>(got));
-  }
-  int x_master = -1;
-  int x_slave = -1;
-  pid_t x_pid = -1;
-  termios x_before{};
-  std::string x_seen;
 };
 
 TEST_F(Control, top_shows_vms_as_they_come_and_go_and_follows_the_terminal) {

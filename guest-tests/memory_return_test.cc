@@ -19,6 +19,8 @@
 #include <sstream>
 #include <string>
 
+#include "base/test_util.h"
+
 namespace {
 
 using std::chrono::milliseconds;
@@ -238,15 +240,6 @@ void expect_near(int64_t value, int64_t expected, int64_t slack) {
   EXPECT_LE(value, expected + slack);
 }
 
-bool eventually(const std::function<bool()>& holds) {
-  const auto end = steady_clock::now() + kDeadline;
-  while (!holds()) {
-    if (steady_clock::now() > end) return false;
-    usleep(20'000);
-  }
-  return true;
-}
-
 class MemoryReturn : public testing::TestWithParam<const char*> {};
 
 TEST_P(MemoryReturn, resident_memory_falls_by_what_the_guest_reported) {
@@ -303,10 +296,11 @@ TEST(MemoryReturnByTheHost, a_balloon_takes_memory_and_gives_it_back) {
   const Weight full = run.weigh();
   run.set_memory(R"({"balloon_target": "96M"})");
   EXPECT_TRUE(
-      eventually([&] { return run.statistic_kib("balloon", "actual_bytes") == kTargetKib; }));
+      lethe::eventually(
+      [&] { return run.statistic_kib("balloon", "actual_bytes") == kTargetKib; }, kDeadline));
   expect_near(full.resident - run.weigh().resident, kTargetKib, kSlackKib);
   run.set_memory(R"({"balloon_target": 0})");
-  EXPECT_TRUE(eventually([&] { return run.statistic_kib("balloon", "actual_bytes") == 0; }));
+  EXPECT_TRUE(lethe::eventually([&] { return run.statistic_kib("balloon", "actual_bytes") == 0; }, kDeadline));
   run.go_on();
   EXPECT_EQ(run.exit_code(), 64);
 }

@@ -6,10 +6,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <functional>
 #include <memory>
 #include <thread>
 
+#include "base/test_util.h"
 #include "memory/guest_memory.h"
 #include "memory/scrub_pool.h"
 
@@ -17,15 +17,6 @@ namespace lethe {
 
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
-
-inline bool eventually(const std::function<bool()>& condition) {
-  const auto deadline = steady_clock::now() + milliseconds(10'000);
-  while (!condition()) {
-    if (steady_clock::now() > deadline) return false;
-    std::this_thread::sleep_for(milliseconds(1));
-  }
-  return true;
-}
 
 inline std::unique_ptr<GuestMemory> make_memory(uint64_t size, uint64_t start = 0,
                                                 MemoryBacking backing = MemoryBacking::kAnonymous) {

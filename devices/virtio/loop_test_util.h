@@ -1,13 +1,12 @@
 // For tests of devices that live on the main loop: a loop that runs on a thread of its own.
 #pragma once
 
-#include <chrono>
 #include <functional>
 #include <memory>
-#include <thread>
 #include <utility>
 
 #include "base/event_loop.h"
+#include "base/test_util.h"
 
 namespace lethe {
 
@@ -32,17 +31,5 @@ class OnLoop {
   IoThread x_thread{"test-loop"};
   std::unique_ptr<Device> x_device;
 };
-
-// Whether `condition` came true within `patience`.
-template <typename Condition>
-bool eventually(Condition&& condition,
-                std::chrono::milliseconds patience = std::chrono::milliseconds(10'000)) {
-  const auto deadline = std::chrono::steady_clock::now() + patience;
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > deadline) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  return true;
-}
 
 }  // namespace lethe
