@@ -265,11 +265,6 @@ void part_threads() {
   }
 }
 
-double median(std::vector<double> values) {
-  std::ranges::sort(values);
-  return values[values.size() / 2];
-}
-
 }  // namespace
 
 int run(int argc, char** argv) {

@@ -71,13 +71,4 @@ inline void clear_pages(uint8_t* at, uint64_t size) {
   }
 }
 
-// The value that a share (0 to 1) of all are below.
-inline double quantile(std::vector<double> values, double share) {
-  if (values.empty()) give_up("nothing was measured");
-  const auto n =
-      std::min(values.size() - 1, static_cast<size_t>(share * static_cast<double>(values.size())));
-  std::nth_element(values.begin(), values.begin() + static_cast<ptrdiff_t>(n), values.end());
-  return values[n];
-}
-
 }  // namespace lethe

@@ -95,12 +95,6 @@ uint64_t device_batch(Queue& queue, int& chains) {
   return sum;
 }
 
-double median(std::vector<double>& values) {
-  const auto middle = values.begin() + static_cast<ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
 struct Figures {
   double device_ns = 0;
   double round_trip_ns = 0;  // the driver's part too

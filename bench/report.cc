@@ -2,6 +2,7 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
@@ -18,6 +19,14 @@ std::string json_number(double value) {
 }
 
 }  // namespace
+
+double quantile(std::vector<double> values, double share) {
+  if (values.empty()) return std::nan("");
+  const auto n =
+      std::min(values.size() - 1, static_cast<size_t>(share * static_cast<double>(values.size())));
+  std::nth_element(values.begin(), values.begin() + static_cast<ptrdiff_t>(n), values.end());
+  return values[n];
+}
 
 BenchReport::BenchReport(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {

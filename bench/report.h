@@ -10,9 +10,16 @@
 
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace lethe {
+
+// The value that a share (0 to 1) of all are below; NaN if there are none.
+[[nodiscard]] double quantile(std::vector<double> values, double share);
+[[nodiscard]] inline double median(std::vector<double> values) {
+  return quantile(std::move(values), 0.5);
+}
 
 class BenchReport {
  public:

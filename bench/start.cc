@@ -57,11 +57,6 @@ double time_once(const Runner& runner) {
   return std::chrono::duration<double, std::milli>(end - start).count();
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 // A login session's run-time directory is on tmpfs; without one, Lethe falls back to /tmp, whose
 // file system would be a third of the figure.
 std::string run_time_directory() {
@@ -99,10 +94,10 @@ int main(int argc, char** argv) {
     }
   }
   std::filesystem::remove_all(run_time);
-  report.add("start.lethe", median(lethe.ms), "ms");
-  report.add("start.floor", median(floor.ms), "ms");
-  report.add("start.qemu_microvm", median(qemu.ms), "ms");
-  report.add("start.vs_floor", median(lethe.ms) / median(floor.ms), "ratio");
-  report.add("start.vs_qemu_microvm", median(lethe.ms) / median(qemu.ms), "ratio");
+  report.add("start.lethe", lethe::median(lethe.ms), "ms");
+  report.add("start.floor", lethe::median(floor.ms), "ms");
+  report.add("start.qemu_microvm", lethe::median(qemu.ms), "ms");
+  report.add("start.vs_floor", lethe::median(lethe.ms) / lethe::median(floor.ms), "ratio");
+  report.add("start.vs_qemu_microvm", lethe::median(lethe.ms) / lethe::median(qemu.ms), "ratio");
   return report.finish();
 }

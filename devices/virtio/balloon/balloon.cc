@@ -156,10 +156,7 @@ void BalloonDevice::request_statistics(std::function<void(BalloonStatistics)> do
   if (!post([done](BalloonWork& work) { work.request_statistics(done); })) done(statistics());
 }
 
-BalloonStatistics BalloonDevice::statistics() const {
-  MutexLock lock(x_shared->mutex);
-  return x_shared->statistics;
-}
+BalloonStatistics BalloonDevice::statistics() const { return x_shared->known(); }
 
 void BalloonDevice::set_target(uint64_t bytes) {
   uint64_t pages = bytes / kBalloonPage;

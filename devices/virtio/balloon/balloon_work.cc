@@ -184,14 +184,7 @@ void BalloonWork::read_statistics(const Chain& chain) {
 void BalloonWork::request_statistics(std::function<void(BalloonStatistics)> done) {
   const bool asked = !x_waiters.empty();
   const bool possible = has(BalloonQueue::kStatistics) && (asked || x_statistics_chain);
-  if (!possible || x_waiters.size() == kWaitersMax) {
-    BalloonStatistics known;
-    {
-      MutexLock lock(x_shared.mutex);
-      known = x_shared.statistics;
-    }
-    return done(std::move(known));
-  }
+  if (!possible || x_waiters.size() == kWaitersMax) return done(x_shared.known());
   x_waiters.push_back(std::move(done));
   if (asked) return;
   x_statistics_timer->start(kStatisticsPatience);
@@ -204,11 +197,7 @@ void BalloonWork::request_statistics(std::function<void(BalloonStatistics)> done
 void BalloonWork::answer_waiters() {
   x_statistics_timer->cancel();
   if (x_waiters.empty()) return;
-  BalloonStatistics known;
-  {
-    MutexLock lock(x_shared.mutex);
-    known = x_shared.statistics;
-  }
+  const BalloonStatistics known = x_shared.known();
   for (const auto& waiter : std::exchange(x_waiters, {})) waiter(known);
 }
 

@@ -38,6 +38,11 @@ struct BalloonShared {
   mutable Mutex mutex;
   BalloonStatistics statistics LETHE_GUARDED_BY(mutex);
   std::function<void(uint64_t)> heard LETHE_GUARDED_BY(mutex);  // of reports; may be null
+
+  [[nodiscard]] BalloonStatistics known() const {
+    MutexLock lock(mutex);
+    return statistics;
+  }
 };
 
 class BalloonPull;
