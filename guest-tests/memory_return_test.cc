@@ -295,12 +295,12 @@ TEST(MemoryReturnByTheHost, a_balloon_takes_memory_and_gives_it_back) {
   }
   const Weight full = run.weigh();
   run.set_memory(R"({"balloon_target": "96M"})");
-  EXPECT_TRUE(
-      lethe::eventually(
+  EXPECT_TRUE(lethe::eventually(
       [&] { return run.statistic_kib("balloon", "actual_bytes") == kTargetKib; }, kDeadline));
   expect_near(full.resident - run.weigh().resident, kTargetKib, kSlackKib);
   run.set_memory(R"({"balloon_target": 0})");
-  EXPECT_TRUE(lethe::eventually([&] { return run.statistic_kib("balloon", "actual_bytes") == 0; }, kDeadline));
+  EXPECT_TRUE(lethe::eventually([&] { return run.statistic_kib("balloon", "actual_bytes") == 0; },
+                                kDeadline));
   run.go_on();
   EXPECT_EQ(run.exit_code(), 64);
 }

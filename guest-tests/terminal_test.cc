@@ -21,11 +21,11 @@ std::filesystem::path program_folder() {
 class TerminalRun : public PtyProcess {
  public:
   explicit TerminalRun(const std::string& config)
-      : PtyProcess({program_folder() / "lethe", "run",
-                    program_folder().parent_path() / "guest-tests/baremetal/signals" /
-                        (config + ".toml"),
-                    // A name of its own: another run of the tests may be under way on this host.
-                    "--name", "terminal-" + std::to_string(getpid())}) {
+      : PtyProcess(
+            {program_folder() / "lethe", "run",
+             program_folder().parent_path() / "guest-tests/baremetal/signals" / (config + ".toml"),
+             // A name of its own: another run of the tests may be under way on this host.
+             "--name", "terminal-" + std::to_string(getpid())}) {
     wait_for("waiting for the power button");
   }
 };

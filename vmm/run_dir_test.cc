@@ -219,6 +219,7 @@ TEST_F(RunDirTest, starts_while_others_look_whether_it_runs) {
   const UniqueFd looker(::open((x_base + "/lethe/vm/lock").c_str(), O_RDONLY | O_CLOEXEC));
   ASSERT_EQ(::flock(looker.get(), LOCK_SH | LOCK_NB), 0);
   std::thread end_of_look([&] {
+    // As long as a look may take: create() tries again meanwhile, which nobody can see.
     std::this_thread::sleep_for(std::chrono::milliseconds(3));
     (void)::flock(looker.get(), LOCK_UN);
   });

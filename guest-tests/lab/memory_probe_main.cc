@@ -101,7 +101,10 @@ class Vmm {
     while (read_console()) {
     }
     int status = 0;
-    waitpid(child_, &status, 0);
+    while (waitpid(child_, &status, WNOHANG) == 0) {
+      check_deadline();
+      usleep(5000);
+    }
     child_ = -1;
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   }

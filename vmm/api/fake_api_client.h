@@ -15,6 +15,7 @@
 #include <string_view>
 
 #include "base/event_loop.h"
+#include "base/test_util.h"
 #include "vmm/api/http_server.h"
 
 namespace lethe {
@@ -110,8 +111,7 @@ class ServedSocket {
   }
   // Waits until so many connections are left.
   void expect_connections(size_t wanted) {
-    const auto end = std::chrono::steady_clock::now() + kTestDeadline;
-    while (connections() != wanted && std::chrono::steady_clock::now() < end) ::usleep(1000);
+    EXPECT_TRUE(eventually([&] { return connections() == wanted; }, kTestDeadline));
     EXPECT_EQ(connections(), wanted);
   }
 

@@ -4,11 +4,14 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 
 #include <thread>
 #include <vector>
 
+#include "base/test_util.h"
 #include "vmm/api/fake_api_client.h"
 #include "vmm/api/http_client.h"
 
@@ -74,7 +77,11 @@ TEST(HttpServer, bytes_may_come_one_by_one) {
       "PUT /p HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
   for (const char c : text) {
     client.send({&c, 1});
-    std::this_thread::sleep_for(milliseconds(1));
+    // The server has read it when nothing waits in the socket any more.
+    ASSERT_TRUE(eventually([&] {
+      int waiting = 1;
+      return ::ioctl(client.fd(), SIOCOUTQ, &waiting) == 0 && waiting == 0;
+    }));
   }
   EXPECT_TRUE(client.read_until("[PUT /p ? abc]"));
 }
@@ -210,17 +217,17 @@ struct Later {
 
 // Waits until a reply is kept, and hands it to `use` on the server's thread.
 void with_reply(ServedSocket& served, Later& later, const std::function<void(HttpReply&)>& use) {
-  const auto end = std::chrono::steady_clock::now() + kTestDeadline;
-  bool used = false;
-  while (!used && std::chrono::steady_clock::now() < end) {
-    served.thread().run_and_wait([&] {
-      if (later.replies.empty()) return;
-      use(*later.replies.front());
-      used = true;
-    });
-    if (!used) ::usleep(1000);
-  }
-  EXPECT_TRUE(used);
+  EXPECT_TRUE(eventually(
+      [&] {
+        bool used = false;
+        served.thread().run_and_wait([&] {
+          if (later.replies.empty()) return;
+          use(*later.replies.front());
+          used = true;
+        });
+        return used;
+      },
+      kTestDeadline));
 }
 
 TEST(HttpServer, a_stream_arrives_piece_by_piece) {
