@@ -357,5 +357,37 @@ TEST_F(PullTest, hints_after_the_end_of_a_window_are_ignored) {
   EXPECT_TRUE(finish().complete);
 }
 
+TEST_F(PullTest, hints_under_an_older_command_are_ignored) {
+  make();
+  driver->answers_hints = false;
+  const GuestAddr at = b->guest->heap().alloc(4);
+  const FakeBuffer id{at, 4, false};
+  const auto send_id = [&](uint32_t value) {
+    ASSERT_TRUE(b->memory->store(at, value));
+    ASSERT_TRUE(b->request(BalloonQueue::kHint, {&id, 1}));
+  };
+  const auto begin = [&](uint32_t before) {
+    start(4 * kMiB);
+    ASSERT_TRUE(eventually([&] {
+      driver->work();
+      return b->config().free_page_hint_cmd_id > std::max(before, VIRTIO_BALLOON_CMD_ID_DONE + 0U);
+    }));
+  };
+  begin(0);
+  const uint32_t older = b->config().free_page_hint_cmd_id;
+  send_id(older);  // and then the guest is busy with something else for too long
+  EXPECT_FALSE(finish().complete);
+  begin(older);
+  const FakeBuffer block = BalloonGuest::range(kFree, FakeBalloonDriver::kBlock);
+  ASSERT_TRUE(b->request(BalloonQueue::kHint, {&block, 1}));
+  EXPECT_EQ(b->counters().hints_ignored, 1u);
+  EXPECT_TRUE(b->reads(kFree, FakeBalloonDriver::kBlock, 0xaa));
+  send_id(b->config().free_page_hint_cmd_id);
+  ASSERT_TRUE(b->request(BalloonQueue::kHint, {&block, 1}));
+  EXPECT_EQ(b->counters().hints, 1u);
+  send_id(VIRTIO_BALLOON_CMD_ID_STOP);
+  EXPECT_TRUE(finish().complete);
+}
+
 }  // namespace
 }  // namespace lethe

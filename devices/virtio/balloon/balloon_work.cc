@@ -83,7 +83,7 @@ void BalloonWork::stop_all() {
   answer_waiters();
   x_host = nullptr;
   x_features = 0;
-  x_hinting = false;
+  x_hint_answer = VIRTIO_BALLOON_CMD_ID_STOP;
 }
 
 void BalloonWork::config_changed() {
@@ -221,6 +221,11 @@ void BalloonWork::hints_kicked() {
   drop_if_broken(BalloonQueue::kHint);
 }
 
+// The driver has answered with the command id in force, not with an older one's.
+bool BalloonWork::hints_wanted() const {
+  return x_hint_answer > VIRTIO_BALLOON_CMD_ID_DONE && x_hint_answer == x_shared.hint_id.load();
+}
+
 // 5.5.6.5: a readable buffer of 4 bytes is a command id: the answer to ours, or STOP at the end of
 // what the driver has. Writable ones are pages, of no use unless they belong to our command.
 void BalloonWork::serve_hint(Chain& chain, uint64_t& budget) {
@@ -233,16 +238,15 @@ void BalloonWork::serve_hint(Chain& chain, uint64_t& budget) {
       counters.chains_refused.fetch_add(1, std::memory_order_relaxed);
       return;
     }
-    x_hinting = id > VIRTIO_BALLOON_CMD_ID_DONE && id == x_shared.hint_id.load();
-    if (x_hinting)
+    x_hint_answer = id;
+    if (hints_wanted())
       x_pull->hinting_began();
     else if (id == VIRTIO_BALLOON_CMD_ID_STOP)
       x_pull->hinting_ended();
     return;
   }
   const uint64_t bytes = chain.writable_bytes();
-  const bool wanted = x_hinting && x_shared.hint_id.load() > VIRTIO_BALLOON_CMD_ID_DONE;
-  if (!wanted || bytes > budget) {
+  if (!hints_wanted() || bytes > budget) {
     counters.hints_ignored.fetch_add(1, std::memory_order_relaxed);
     return;
   }

@@ -100,6 +100,7 @@ class BalloonWork {
   void serve_deflate();
   void serve_statistics();
   void serve_hint(Chain& chain, uint64_t& budget);
+  [[nodiscard]] bool hints_wanted() const;
   void read_statistics(const Chain& chain);
   void answer_waiters();
   void drop_if_broken(BalloonQueue role);
@@ -117,7 +118,7 @@ class BalloonWork {
   std::vector<std::function<void(BalloonStatistics)>> x_waiters;
   std::unique_ptr<EventLoop::Timer> x_statistics_timer;
 
-  bool x_hinting = false;  // the driver answered with the command id in force
+  uint32_t x_hint_answer = VIRTIO_BALLOON_CMD_ID_STOP;  // the last command id the driver sent
   std::unique_ptr<BalloonPull> x_pull;
 };
 
