@@ -16,8 +16,18 @@
 namespace lethe {
 
 enum class LogLevel : uint8_t { kTrace, kDebug, kInfo, kWarn, kError, kOff };
-enum class LogModule : uint8_t { kVmm, kMemory, kVirtio, kPci, kBlock, kConsole, kRng, kLegacy };
-inline constexpr int kLogModules = 8;
+enum class LogModule : uint8_t {
+  kVmm,
+  kMemory,
+  kVirtio,
+  kPci,
+  kBlock,
+  kConsole,
+  kRng,
+  kLegacy,
+  kGui
+};
+inline constexpr int kLogModules = 9;
 
 // Sets the level of every module, or of one. `spec` is "LEVEL" or "MODULE=LEVEL,...", for example
 // "info" or "warn,block=debug". Default: warn. Error: names the unknown word and the valid ones.

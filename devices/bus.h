@@ -70,4 +70,15 @@ class DoorbellBinder {
   virtual void unbind_doorbell(uint64_t address, const EventFd& event) = 0;
 };
 
+// Host memory that a guest sees at a guest-physical address, without exits: what is behind a BAR.
+// The vmm implements it by KVM memory slots; tests record it.
+class DeviceMemoryBinder {
+ public:
+  virtual ~DeviceMemoryBinder() = default;
+  // `address`, `size` and `host` are page aligned; the host range must stay mapped and writable
+  // until unbind_memory() has returned. Fails when the host is out of slots or memory. Any thread.
+  [[nodiscard]] virtual Result<> bind_memory(uint64_t address, uint64_t size, uint8_t* host) = 0;
+  virtual void unbind_memory(uint64_t address) = 0;
+};
+
 }  // namespace lethe

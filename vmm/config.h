@@ -103,6 +103,25 @@ struct RngConfig {
   bool operator==(const RngConfig&) const = default;
 };
 
+// Screen, windows, keyboard and pointer: docs/gui.md.
+struct GuiConfig {
+  bool enabled = false;
+  uint32_t width = 1280;  // of each screen at first, 320 to 16384
+  uint32_t height = 800;
+  uint32_t screens = 1;  // 1 to 16
+  bool keyboard = true;
+  bool pointer = true;
+  uint64_t window_memory =
+      512 * kMiB;              // the BAR that windows' buffers are mapped in: a power of two
+  uint64_t memory_max = kGiB;  // host memory of screens and windows together
+  uint32_t frontends_max = 8;  // 1 to 16
+  uint32_t free_per_iteration = 10000;  // 0: no limit
+  uint64_t orphan_bytes_max = 256 * kMiB;
+  uint32_t orphans_max = 4096;
+  uint32_t orphan_ms_max = 10000;
+  bool operator==(const GuiConfig&) const = default;
+};
+
 // What `lethe check` expects of the guest. Nothing else reads it.
 struct CheckConfig {
   bool present = false;  // the file has a [check] table
@@ -123,6 +142,7 @@ struct VmConfig {
   ConsoleConfig console;
   std::vector<DiskConfig> disks;
   RngConfig rng;
+  GuiConfig gui;
   CheckConfig check;
   bool operator==(const VmConfig&) const = default;
 };

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "base/event_fd.h"
@@ -29,6 +30,15 @@ class VirtioHost {
   virtual void config_changed() = 0;
 };
 
+// A shared memory region (virtio 1.2, 2.10): memory of the device's that the guest maps. The whole
+// range of host memory stays mapped and writable while the device exists; what is mapped there may
+// change at any time.
+struct VirtioSharedMemory {
+  uint8_t id = 0;           // device specific: VIRTIO_GPU_SHM_ID_HOST_VISIBLE
+  uint64_t bytes = 0;       // a power of two, at least a page
+  uint8_t* host = nullptr;  // page aligned
+};
+
 class VirtioDevice {
  public:
   virtual ~VirtioDevice() = default;
@@ -40,6 +50,11 @@ class VirtioDevice {
   [[nodiscard]] virtual uint64_t device_features() const = 0;
   // The largest size of each queue, powers of two up to kQueueSizeMax; as many as there are queues.
   [[nodiscard]] virtual std::span<const uint16_t> queue_sizes_max() const = 0;
+
+  // The region, if it has one: fixed from construction on.
+  [[nodiscard]] virtual std::optional<VirtioSharedMemory> shared_memory() const {
+    return std::nullopt;
+  }
 
   // Configuration space. The transport has clipped the range to config_size() bytes.
   [[nodiscard]] virtual uint32_t config_size() const = 0;  // bytes

@@ -1,0 +1,122 @@
+// The share ledger: every buffer that guest and frontends share is tracked until both have let it
+// go, in whatever order.
+//
+//            add                guest_gone, held               last holder gone, or revoked
+//   (free) ------> LIVE -------------------------> ORPHAN -----------------------------> FREE
+//                    \----------- guest_gone, not held ------------------------------->  |
+//                                                              run_pass(): Owner::release |
+//   (free) <-----------------------------------------------------------------------------/
+//
+// An entry is a slot and a generation: slots are used again, generations never, so a late answer
+// for an old buffer finds nothing (counted as stale). A frontend is a bit in each entry's set of
+// holders. Everything is allocated at construction; nothing is ever dropped for want of memory.
+//
+// The problem it solves, and the scheme it replaces (a list walked 10 entries a second): Xen's
+// deferred grant reclaim, see docs/gui.md.
+//
+// Threading: one thread (the gui thread); counters() from any.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+namespace lethe {
+
+struct BufferId {
+  uint32_t slot = 0xFFFF'FFFF;
+  uint64_t generation = 0;  // 0: none
+  [[nodiscard]] bool valid() const { return generation != 0; }
+  bool operator==(const BufferId&) const = default;
+};
+
+struct LedgerLimits {
+  uint64_t orphan_bytes_max = 256u << 20;
+  uint32_t orphans_max = 4096;
+  std::chrono::nanoseconds orphan_age_max = std::chrono::seconds(10);
+};
+
+struct LedgerCounters {  // "now" unless total
+  struct Amount {
+    std::atomic<uint64_t> buffers{0};
+    std::atomic<uint64_t> bytes{0};
+  };
+  Amount live;
+  Amount orphan;
+  Amount freeing;                  // FREE, not yet released
+  Amount freed;                    // total released after both sides let go
+  Amount revoked;                  // total released by a limit
+  Amount leaked;                   // total that could not be released: the host refused
+  std::atomic<uint64_t> stale{0};  // total answers for what is not held, or no longer there
+  std::atomic<uint64_t> passes{0};
+  std::atomic<uint64_t> pass_ns_max{0};
+};
+
+class ShareLedger {
+ public:
+  static constexpr unsigned kHoldersMax = 16;
+  using Clock = std::chrono::steady_clock;
+
+  enum class State : uint8_t { kUnused, kLive, kOrphan, kFree };
+
+  // Who really frees, and is told. Calls come from run_pass() and enforce_limits(); they may not
+  // call the ledger.
+  class Owner {
+   public:
+    virtual ~Owner() = default;
+    // The entry is FREE: give its memory back. False if the host refuses: counted as leaked.
+    virtual bool release(BufferId id, uint64_t bytes, bool revoked) = 0;
+    // Make the memory of an ORPHAN unreadable and free, although `holders` (bits) still map it.
+    virtual bool revoke(BufferId id, uint64_t bytes, uint32_t holders) = 0;
+  };
+
+  // `capacity`: entries at one time, 1 to 2^24. `pass_max` bounds a pass in time, whatever
+  // free_per_iteration says.
+  ShareLedger(uint32_t capacity, const LedgerLimits& limits, Owner& owner,
+              std::chrono::nanoseconds pass_max = std::chrono::milliseconds(5));
+  ~ShareLedger();
+
+  // A buffer of the guest's: LIVE. Nothing if all entries are in use.
+  [[nodiscard]] std::optional<BufferId> add(uint64_t bytes);
+  // The frontend `holder` gets it. False if it is not LIVE.
+  bool hold(BufferId id, unsigned holder);
+  // The frontend's UNMAPPED. False (stale): it does not hold it, or it is not there any more.
+  bool unmapped(BufferId id, unsigned holder);
+  // The process of the frontend is gone, and every mapping with it.
+  void holder_gone(unsigned holder);
+  // The guest let it go: unref, or reset. False if it is not LIVE.
+  bool guest_gone(BufferId id, Clock::time_point now);
+
+  // Releases FREE entries: at most free_per_iteration of them and for about pass_max. True if more
+  // are left: call again, after other work had its turn.
+  bool run_pass();
+  // Revokes the oldest orphans until limits hold. When it has to be called again for age, if there
+  // are orphans.
+  std::optional<Clock::time_point> enforce_limits(Clock::time_point now);
+
+  // 0: no limit but time. Takes effect with the next pass. Any thread.
+  void set_free_per_iteration(uint32_t entries) {
+    x_free_per_iteration.store(entries, std::memory_order_relaxed);
+  }
+  [[nodiscard]] uint32_t free_per_iteration() const {
+    return x_free_per_iteration.load(std::memory_order_relaxed);
+  }
+  void set_limits(const LedgerLimits& limits);
+  [[nodiscard]] const LedgerLimits& limits() const { return x_limits; }
+
+  [[nodiscard]] State state(BufferId id) const;  // kUnused for what is not there
+  [[nodiscard]] uint32_t holders(BufferId id) const;
+  [[nodiscard]] const LedgerCounters& counters() const { return x_counters; }
+
+ private:
+  struct Entry;
+  struct List;
+  const std::unique_ptr<Entry[]> x_entries;
+  LedgerLimits x_limits;
+  std::atomic<uint32_t> x_free_per_iteration{10'000};
+  LedgerCounters x_counters;
+};
+
+}  // namespace lethe
