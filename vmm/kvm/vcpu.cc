@@ -123,7 +123,7 @@ Result<> set_msrs(int fd, uint32_t index) {
 }  // namespace
 
 Result<std::vector<kvm_cpuid_entry2>> supported_cpuid(const Kvm& kvm) {
-  auto buffer = std::make_unique<CpuidBuffer>();
+  auto buffer = std::make_unique_for_overwrite<CpuidBuffer>();
   buffer->header.nent = kCpuidEntriesMax;
   if (::ioctl(kvm.fd(), KVM_GET_SUPPORTED_CPUID, buffer.get()) != 0)
     return Unexpected(
@@ -152,7 +152,7 @@ Result<std::unique_ptr<Vcpu>> Vcpu::create(const Kvm& kvm, const KvmVm& vm,
 
   set_topology(cpuid, index, count);
   LETHE_ASSERT(cpuid.size() <= kCpuidEntriesMax);
-  auto buffer = std::make_unique<CpuidBuffer>();
+  auto buffer = std::make_unique_for_overwrite<CpuidBuffer>();
   buffer->header.nent = static_cast<uint32_t>(cpuid.size());
   std::memcpy(buffer->entries, cpuid.data(), cpuid.size() * sizeof(kvm_cpuid_entry2));
   if (::ioctl(raw, KVM_SET_CPUID2, buffer.get()) != 0) return vcpu_error(index, "KVM_SET_CPUID2");
