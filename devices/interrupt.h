@@ -33,8 +33,8 @@ class MsiRoute : public Interrupt {
 class MsiController {
  public:
   virtual ~MsiController() = default;
-  // A route with no message yet: signals before set_message() are lost. Fails when the process is
-  // out of descriptors or the hypervisor out of routes.
+  // A route with no message yet: signals before set_message() are lost. Fails when the hypervisor
+  // is out of routes.
   [[nodiscard]] virtual Result<std::unique_ptr<MsiRoute>> make_route() = 0;
 };
 

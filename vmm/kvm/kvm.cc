@@ -4,7 +4,9 @@
 #include <sys/ioctl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <optional>
 
 #include "base/assert.h"
 #include "base/log.h"
@@ -68,18 +70,21 @@ Result<Kvm> Kvm::open(const char* path) {
 
 int Kvm::capability(int which) const { return ::ioctl(x_fd.get(), KVM_CHECK_EXTENSION, which); }
 
-// One MSI-X vector: an eventfd that KVM turns into the message its GSI is routed to. The irqfd is
-// attached with the first message, so that a device's unused vectors cost a descriptor and no more.
+// One MSI-X vector: an eventfd that KVM turns into the message its GSI is routed to. Made with the
+// first message, so that the vectors a guest leaves unused cost nothing.
 class KvmVm::Route final : public MsiRoute {
  public:
-  Route(KvmVm& vm, EventFd event, uint32_t gsi) : x_vm(vm), x_event(std::move(event)), x_gsi(gsi) {}
+  Route(KvmVm& vm, uint32_t gsi) : x_vm(vm), x_gsi(gsi) {}
   ~Route() override {
     MutexLock lock(x_vm.x_routes_mutex);
-    if (x_attached) (void)control(KVM_IRQFD_FLAG_DEASSIGN);
+    if (x_attached.load()) (void)control(KVM_IRQFD_FLAG_DEASSIGN);
     *std::find(x_vm.x_routes.begin(), x_vm.x_routes.end(), this) = nullptr;
   }
 
-  void signal() override { x_event.signal(); }
+  // Signals from before there was a message are lost, as promised.
+  void signal() override {
+    if (x_attached.load(std::memory_order_acquire)) x_event->signal();
+  }
 
   void set_message(const MsiMessage& message) override {
     MutexLock lock(x_vm.x_routes_mutex);
@@ -87,11 +92,7 @@ class KvmVm::Route final : public MsiRoute {
     x_message = message;
     x_routed = true;
     Result<> result = x_vm.publish_routes();
-    if (result && !x_attached) {
-      x_event.take();  // signals from before there was a message are lost, as promised
-      if (control(0) != 0) result = ioctl_error("KVM_IRQFD");
-      x_attached = result.has_value();
-    }
+    if (result && !x_attached.load()) result = attach();
     if (!result) LETHE_LOG_LIMITED(LogModule::kVmm, "GSI {}: {}", x_gsi, result.error().text);
   }
 
@@ -107,21 +108,30 @@ class KvmVm::Route final : public MsiRoute {
   }
 
  private:
+  Result<> attach() {
+    if (!x_event) {
+      LETHE_TRY_ASSIGN(x_event, EventFd::create());
+    }
+    if (control(0) != 0) return ioctl_error("KVM_IRQFD");
+    // Release: a thread that sees the route attached sees the eventfd, which stays from here on.
+    x_attached.store(true, std::memory_order_release);
+    return {};
+  }
   int control(uint32_t flags) {
     kvm_irqfd irqfd{};
-    irqfd.fd = static_cast<uint32_t>(x_event.fd());
+    irqfd.fd = static_cast<uint32_t>(x_event->fd());
     irqfd.gsi = x_gsi;
     irqfd.flags = flags;
     return ::ioctl(x_vm.x_fd.get(), KVM_IRQFD, &irqfd);
   }
 
   KvmVm& x_vm;
-  EventFd x_event;
   const uint32_t x_gsi;
-  // All guarded by the VM's x_routes_mutex.
+  std::atomic<bool> x_attached{false};
+  // All guarded by the VM's x_routes_mutex, but that signal() reads the eventfd once attached.
+  std::optional<EventFd> x_event;
   MsiMessage x_message;
   bool x_routed = false;
-  bool x_attached = false;
 };
 
 Result<std::unique_ptr<KvmVm>> KvmVm::create(const Kvm& kvm) {
@@ -161,7 +171,6 @@ Result<> KvmVm::map_memory(std::span<const MemoryRegion> regions) {
 }
 
 Result<std::unique_ptr<MsiRoute>> KvmVm::make_route() {
-  LETHE_TRY_ASSIGN(auto event, EventFd::create());
   MutexLock lock(x_routes_mutex);
   auto place = std::find(x_routes.begin(), x_routes.end(), nullptr);
   if (place == x_routes.end()) {
@@ -171,7 +180,7 @@ Result<std::unique_ptr<MsiRoute>> KvmVm::make_route() {
     place = x_routes.insert(place, nullptr);
   }
   const auto gsi = static_cast<uint32_t>(place - x_routes.begin());
-  auto route = std::make_unique<Route>(*this, std::move(event), gsi);
+  auto route = std::make_unique<Route>(*this, gsi);
   *place = route.get();
   return route;
 }
