@@ -17,6 +17,22 @@ void VirtioDevice::set_common64(uint16_t offset, uint64_t v) {
   set_common32(static_cast<uint16_t>(offset + 4), static_cast<uint32_t>(v >> 32));
 }
 
+// virtio 1.2, section 4.1.4.7: a virtio_pci_cap64.
+void VirtioDevice::read_shared_memory(uint8_t at) {
+  const auto field = [&](unsigned i) { return static_cast<uint16_t>(at + i); };
+  CHECK(pci_.read8(field(2)) >= sizeof(virtio_pci_cap64));
+  shared_bar_ = pci_.read8(field(4));
+  shared_id_ = pci_.read8(field(5));
+  const uint64_t start = pci_.read32(field(8)) | (uint64_t{pci_.read32(field(16))} << 32);
+  shared_length_ = pci_.read32(field(12)) | (uint64_t{pci_.read32(field(20))} << 32);
+  CHECK(shared_bar_ < kPciBars && shared_length_ != 0);
+  const PciBar bar = read_bar(pci_, shared_bar_);
+  CHECK(bar.is_64bit && bar.is_prefetchable);
+  CHECK(start <= bar.size && shared_length_ <= bar.size - start);
+  shared_ = bar.address + start;
+  map_identity(shared_, shared_length_, false);
+}
+
 // virtio 1.2, section 4.1.4.
 void VirtioDevice::read_capability(uint8_t at) {
   const auto offset = static_cast<uint16_t>(at);
@@ -25,6 +41,7 @@ void VirtioDevice::read_capability(uint8_t at) {
     has_cfg_access_ = true;
     return;
   }
+  if (type == VIRTIO_PCI_CAP_SHARED_MEMORY_CFG && shared_length_ == 0) read_shared_memory(at);
   if (type < VIRTIO_PCI_CAP_COMMON_CFG || type > VIRTIO_PCI_CAP_DEVICE_CFG) return;
   const uint8_t bar_index = pci_.read8(static_cast<uint16_t>(offset + 4));
   CHECK(bar_index < kPciBars);

@@ -50,6 +50,11 @@ class VirtioDevice {
   uint64_t isr_address() const { return isr_; }
   uint64_t config_address() const { return config_; }
   uint32_t config_length() const { return config_length_; }
+  // The shared memory region (section 4.1.4.7), mapped; length 0: there is none.
+  uint64_t shared_address() const { return shared_; }
+  uint64_t shared_length() const { return shared_length_; }
+  uint8_t shared_id() const { return shared_id_; }
+  unsigned shared_bar() const { return shared_bar_; }
 
   template <typename T>
   T config(uint32_t offset) const {
@@ -78,6 +83,7 @@ class VirtioDevice {
 
  private:
   void read_capability(uint8_t at);
+  void read_shared_memory(uint8_t at);
 
   PciFunction pci_;
   Msix msix_;
@@ -88,6 +94,10 @@ class VirtioDevice {
   uint32_t config_length_ = 0;
   uint32_t notify_length_ = 0;
   uint32_t notify_multiplier_ = 0;
+  uint64_t shared_ = 0;
+  uint64_t shared_length_ = 0;
+  uint8_t shared_id_ = 0;
+  unsigned shared_bar_ = 0;
   bool has_cfg_access_ = false;
 };
 
