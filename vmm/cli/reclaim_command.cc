@@ -15,7 +15,7 @@
 namespace lethe {
 namespace {
 
-constexpr std::chrono::minutes kPatience{2};  // without a word; a guest may be slow
+constexpr std::chrono::minutes kPullPatience{2};  // without a word; a guest may be slow
 constexpr int kExitInterrupted = 130;
 
 std::atomic<bool> interrupted{false};
@@ -49,7 +49,7 @@ Result<Pull> pull_memory(const RunningVm& vm, const std::string& bytes, bool sho
                     .method = "POST",
                     .path = "/memory/reclaim",
                     .body = fmt::format("{{\"bytes\":{}}}", bytes),
-                    .patience = kPatience,
+                    .patience = kPullPatience,
                     .cancelled = &interrupted,
                     .on_line = [&](std::string_view line) { take_line(line, pull, show); }});
   if (show) fmt::print(stderr, "\r\x1b[K");
