@@ -84,7 +84,7 @@ class ShareLedger {
   bool hold(BufferId id, unsigned holder);
   // The frontend's UNMAPPED. False (stale): it does not hold it, or it is not there any more.
   bool unmapped(BufferId id, unsigned holder);
-  // The process of the frontend is gone, and every mapping with it.
+  // The process of the frontend is gone, and every mapping with it. Looks at every entry.
   void holder_gone(unsigned holder);
   // The guest let it go: unref, or reset. False if it is not LIVE.
   bool guest_gone(BufferId id, Clock::time_point now);
@@ -92,9 +92,12 @@ class ShareLedger {
   // Releases FREE entries: at most free_per_iteration of them and for about pass_max. True if more
   // are left: call again, after other work had its turn.
   bool run_pass();
-  // Revokes the oldest orphans until limits hold. When it has to be called again for age, if there
-  // are orphans.
+  // Revokes the oldest orphans until limits hold, for about pass_max; what it revoked is FREE then.
+  // When it has to be called again, if there are orphans: for age, or at once (`now`).
   std::optional<Clock::time_point> enforce_limits(Clock::time_point now);
+
+  // Revokes the oldest orphan, whatever the limits say. False if there is none.
+  bool revoke_oldest();
 
   // 0: no limit but time. Takes effect with the next pass. Any thread.
   void set_free_per_iteration(uint32_t entries) {
@@ -103,7 +106,7 @@ class ShareLedger {
   [[nodiscard]] uint32_t free_per_iteration() const {
     return x_free_per_iteration.load(std::memory_order_relaxed);
   }
-  void set_limits(const LedgerLimits& limits);
+  void set_limits(const LedgerLimits& limits) { x_limits = limits; }
   [[nodiscard]] const LedgerLimits& limits() const { return x_limits; }
 
   [[nodiscard]] State state(BufferId id) const;  // kUnused for what is not there
@@ -111,9 +114,31 @@ class ShareLedger {
   [[nodiscard]] const LedgerCounters& counters() const { return x_counters; }
 
  private:
+  static constexpr uint32_t kNone = 0xFFFF'FFFF;
   struct Entry;
-  struct List;
+  struct List {  // of slots, by their links
+    uint32_t first = kNone;
+    uint32_t last = kNone;
+  };
+
+  [[nodiscard]] Entry* find(BufferId id);
+  [[nodiscard]] const Entry* find(BufferId id) const;
+  void append(List& list, uint32_t slot);
+  void unlink(List& list, uint32_t slot);
+  void drop_holder(uint32_t slot, uint16_t bit);
+  void orphan_to_free(uint32_t slot);
+  uint64_t release_first();  // its bytes
+  [[nodiscard]] bool over_limits(Clock::time_point now) const;
+
+  const uint32_t x_capacity;
   const std::unique_ptr<Entry[]> x_entries;
+  Owner& x_owner;
+  const std::chrono::nanoseconds x_pass_max;
+  uint64_t x_generation = 0;  // the last one given
+  uint32_t x_used = 0;        // slots from here on were never used
+  List x_unused;
+  List x_orphans;  // the oldest first
+  List x_free;
   LedgerLimits x_limits;
   std::atomic<uint32_t> x_free_per_iteration{10'000};
   LedgerCounters x_counters;
