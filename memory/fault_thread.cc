@@ -75,12 +75,14 @@ void FaultThread::run() {
       tick_now();
       continue;
     }
-    int wait_ms = -1;
-    if (armed)
-      wait_ms = static_cast<int>(std::chrono::ceil<milliseconds>(x_next_tick - now).count());
+    auto wait = armed ? std::chrono::ceil<milliseconds>(x_next_tick - now) : milliseconds(-1);
+    if (x_follower.following()) wait = armed ? std::min(wait, kFollow) : kFollow;
     pollfd ready[2] = {{.fd = x_world.userfault.fd(), .events = POLLIN, .revents = 0},
                        {.fd = x_event.fd(), .events = POLLIN, .revents = 0}};
-    if (::poll(ready, 2, wait_ms) <= 0) continue;
+    if (::poll(ready, 2, static_cast<int>(wait.count())) <= 0) {
+      x_follower.leave();
+      continue;
+    }
     if ((ready[1].revents & POLLIN) != 0) {
       (void)x_event.take();
       // Newly armed: a time that was set before the timer last stopped is long past.
@@ -90,18 +92,23 @@ void FaultThread::run() {
   }
 }
 
-// A guest that faults again soon is answered without a wake-up, which costs more than all the rest.
-// Who else wants this processor gets it: sched_yield() returns at once only if nobody does.
+// A guest that faults again soon is answered from the processor that it faults on: while it waits,
+// this thread takes its place, and nobody has to be interrupted (cpu_follower.h). Where there is no
+// such processor (several fault at the same time) this thread looks on instead of sleeping: a
+// wake-up from another processor costs more than all the rest. Who else wants this processor gets
+// it: sched_yield() returns at once only if nobody does.
 void FaultThread::serve_burst() {
   const auto before = x_answered;
   if (serve() == 0) return;
   // Only if this one came soon: a fault now and then is worth no processor time. And not for ever:
   // the timer is to run.
-  if (x_asked - before > kSpin) return;
+  const bool soon = x_asked - before <= kSpin;
+  if (!soon && !x_follower.following()) return;
+  if (x_follower.answered(x_faulter) || !soon) return;
   const auto stop_at = x_answered + kSpinInARow;
   while (steady_clock::now() < std::min(x_answered + kSpin, stop_at)) {
     ::sched_yield();
-    (void)serve();
+    if (serve() > 0 && x_follower.answered(x_faulter)) return;
   }
 }
 
@@ -128,6 +135,7 @@ size_t FaultThread::serve() {
   const size_t count = x_world.userfault.read_faults(faults);
   if (count == 0) return 0;
   x_asked = steady_clock::now();
+  x_faulter = count == 1 ? faults[0].thread : 0;
   for (size_t i = 0; i < count; ++i) {
     {
       const MutexLock lock(x_answering);

@@ -16,6 +16,7 @@
 //   zero page, which costs no memory).
 // - No memory on the host: the fault is let run into the next try after kStall; nobody waits longer
 //   than the host's shortage lasts.
+// - While it answers one thread again and again it runs on that thread's processor.
 //
 // The same thread is the timer that keeps the promise to forget: it discards chunks that stay dirty
 // for half of forget_max, because workers at idle priority may get no time at all. A fresh chunk
@@ -30,6 +31,7 @@
 #include "base/event_fd.h"
 #include "base/mutex.h"
 #include "memory/chunk_store.h"
+#include "memory/cpu_follower.h"
 #include "memory/guest_chunks.h"
 #include "memory/page_map.h"
 #include "memory/userfault.h"
@@ -40,6 +42,10 @@ inline constexpr size_t kNeighboursMax = 32;  // chunks given with one fault, it
 inline constexpr uint64_t kAroundPages = 16;  // 4 KiB pages
 inline constexpr std::chrono::milliseconds kStall{1};
 inline constexpr std::chrono::microseconds kSpin{400};  // looks on for so long; see serve_burst()
+// Stays so long on a processor whose thread faults no more. Longer than the kernel's tick: an
+// earlier timeout would have to be set in the processor's timer at each poll(), which leaves a
+// virtual machine (10 us and more).
+inline constexpr std::chrono::milliseconds kFollow{20};
 
 class FaultThread {
  public:
@@ -102,6 +108,9 @@ class FaultThread {
   std::chrono::steady_clock::time_point x_next_tick;
   std::chrono::steady_clock::time_point x_asked;     // when the last faults were read
   std::chrono::steady_clock::time_point x_answered;  // and when the last was answered
+
+  CpuFollower x_follower;
+  pid_t x_faulter = 0;  // the thread whose fault was read last; 0: there were several
 
   // Walks through memory: the chunk each would touch next, and how many it got last time.
   struct Stream {

@@ -38,7 +38,8 @@ std::unique_ptr<Userfault> Userfault::open(PoolOps& ops, bool move, int& error) 
   std::unique_ptr<Userfault> result(new Userfault(ops, fd));
   uffdio_api api{};
   api.api = UFFD_API;
-  api.features = move ? kFeatureMove | UFFD_FEATURE_PAGEFAULT_FLAG_WP : 0;
+  api.features = UFFD_FEATURE_THREAD_ID;  // Linux 4.14
+  if (move) api.features |= kFeatureMove | UFFD_FEATURE_PAGEFAULT_FLAG_WP;
   error = ops.control(fd, UFFDIO_API, &api);
   return error == 0 ? std::move(result) : nullptr;
 }
@@ -121,7 +122,8 @@ size_t Userfault::read_faults(std::span<Fault> faults) const {
     // SAFETY: the address is one of ours: only our own ranges are registered.
     faults[count++] = {
         .page = reinterpret_cast<uint8_t*>(message.arg.pagefault.address & ~uint64_t{4095}),
-        .write = (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0};
+        .write = (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0,
+        .thread = static_cast<pid_t>(message.arg.pagefault.feat.ptid)};
   }
   return count;
 }

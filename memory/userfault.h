@@ -3,6 +3,8 @@
 // Threading: any thread; read_faults() one thread. Operations return 0 or an errno value.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -20,6 +22,7 @@ struct MoveOutcome {
 struct Fault {
   uint8_t* page = nullptr;  // 4 KiB aligned
   bool write = false;
+  pid_t thread = 0;  // who waits for it; 0 if that is none of this process's
 };
 
 class Userfault {
