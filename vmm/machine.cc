@@ -157,6 +157,7 @@ Result<> Machine::build_virtio(ByteSink& console) {
   x_pci = std::make_unique<PciBus>(x_ports, PciEnvironment{.mmio = x_mmio,
                                                            .msi = *x_vm,
                                                            .doorbells = *x_vm,
+                                                           .device_memory = *x_vm,
                                                            .memory = *x_memory,
                                                            .windows = windows});
   x_pci->set_reset_control(x_legacy->reset);

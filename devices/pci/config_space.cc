@@ -51,6 +51,10 @@ void PciConfigSpace::add_bar(unsigned index, uint64_t size, PciBarKind kind, boo
     allow_writes(bar_register(index + 1), static_cast<uint32_t>(writable >> 32));
 }
 
+bool PciConfigSpace::bar_prefetchable(unsigned index) const {
+  return (load<uint32_t>(bar_register(index)) & PCI_BASE_ADDRESS_MEM_PREFETCH) != 0;
+}
+
 uint64_t PciConfigSpace::bar_address(unsigned index) const {
   const auto low = load<uint32_t>(bar_register(index));
   uint64_t address = low & static_cast<uint32_t>(PCI_BASE_ADDRESS_MEM_MASK);

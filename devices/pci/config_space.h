@@ -38,6 +38,7 @@ class PciConfigSpace {
   void add_bar(unsigned index, uint64_t size, PciBarKind kind, bool prefetchable = false);
   [[nodiscard]] uint64_t bar_size(unsigned index) const { return x_bars[index].size; }
   [[nodiscard]] PciBarKind bar_kind(unsigned index) const { return x_bars[index].kind; }
+  [[nodiscard]] bool bar_prefetchable(unsigned index) const;
   // The address in the register(s), whatever was written there; a multiple of the size.
   [[nodiscard]] uint64_t bar_address(unsigned index) const;
   void set_bar_address(unsigned index, uint64_t address);

@@ -74,6 +74,36 @@ std::vector<uint64_t> FakeDoorbells::bound() const {
   return addresses;
 }
 
+Result<> FakeDeviceMemory::bind_memory(uint64_t address, uint64_t size, uint8_t* host) {
+  MutexLock lock(x_mutex);
+  if (x_failures > 0) {
+    --x_failures;
+    return host_error("no memory slot is left");
+  }
+  for (const auto& [start, slot] : x_bound)
+    LETHE_ASSERT(address + size <= start || start + slot.size <= address);
+  x_bound[address] = {size, host};
+  return {};
+}
+
+void FakeDeviceMemory::unbind_memory(uint64_t address) {
+  MutexLock lock(x_mutex);
+  LETHE_ASSERT(x_bound.erase(address) == 1);
+}
+
+std::map<uint64_t, FakeDeviceMemory::Slot> FakeDeviceMemory::bound() const {
+  MutexLock lock(x_mutex);
+  return x_bound;
+}
+
+uint8_t* FakeDeviceMemory::find(uint64_t address, size_t size) const {
+  MutexLock lock(x_mutex);
+  for (const auto& [start, slot] : x_bound)
+    if (address >= start && address - start <= slot.size - size)
+      return slot.host + (address - start);
+  return nullptr;
+}
+
 FakeMachine::FakeMachine() {
   const GuestMemory::Range ram{GuestAddr{0}, kMemory};
   auto made = GuestMemory::create({&ram, 1}, {.thp = false});
@@ -82,6 +112,7 @@ FakeMachine::FakeMachine() {
   pci = std::make_unique<PciBus>(ports, PciEnvironment{.mmio = mmio,
                                                        .msi = msi,
                                                        .doorbells = doorbells,
+                                                       .device_memory = device_memory,
                                                        .memory = *memory,
                                                        .windows = {.high = kHighWindow}});
   LETHE_ASSERT(pci->attach());
@@ -89,6 +120,10 @@ FakeMachine::FakeMachine() {
 
 void FakeMachine::write(uint64_t address, uint64_t value, size_t size) {
   if (doorbells.ring(address)) return;
+  if (uint8_t* const at = device_memory.find(address, size)) {
+    std::memcpy(at, &value, size);
+    return;
+  }
   std::array<uint8_t, 8> bytes;
   std::memcpy(bytes.data(), &value, sizeof value);
   mmio.write(address, std::span(bytes).first(size));
@@ -96,7 +131,10 @@ void FakeMachine::write(uint64_t address, uint64_t value, size_t size) {
 
 uint64_t FakeMachine::read(uint64_t address, size_t size) const {
   std::array<uint8_t, 8> bytes{};
-  mmio.read(address, std::span(bytes).first(size));
+  if (const uint8_t* const at = device_memory.find(address, size))
+    std::memcpy(bytes.data(), at, size);
+  else
+    mmio.read(address, std::span(bytes).first(size));
   uint64_t value = 0;
   std::memcpy(&value, bytes.data(), sizeof value);
   return value;

@@ -49,6 +49,27 @@ class FakeDoorbells : public DoorbellBinder {
   int x_failures = 0;
 };
 
+// Memory slots. Binding over what is bound, or unbinding what is not, fails the test.
+class FakeDeviceMemory : public DeviceMemoryBinder {
+ public:
+  struct Slot {
+    uint64_t size = 0;
+    uint8_t* host = nullptr;
+    bool operator==(const Slot&) const = default;
+  };
+  [[nodiscard]] Result<> bind_memory(uint64_t address, uint64_t size, uint8_t* host) override;
+  void unbind_memory(uint64_t address) override;
+  [[nodiscard]] std::map<uint64_t, Slot> bound() const;
+  // The host's byte behind the address; null if nothing is bound there.
+  [[nodiscard]] uint8_t* find(uint64_t address, size_t size) const;
+  void fail_next(int count) { x_failures = count; }
+
+ private:
+  mutable Mutex x_mutex;
+  std::map<uint64_t, Slot> x_bound LETHE_GUARDED_BY(x_mutex);
+  int x_failures = 0;
+};
+
 // A machine with 16 MiB of RAM, PCI bus 0 and a 64-bit window.
 class FakeMachine {
  public:
@@ -58,7 +79,7 @@ class FakeMachine {
   FakeMachine();
 
   // The guest's accesses: a store or load of `size` bytes (1 to 8) to physical memory, with
-  // doorbells in front, as KVM has it.
+  // doorbells and memory slots in front, as KVM has it.
   void write(uint64_t address, uint64_t value, size_t size);
   [[nodiscard]] uint64_t read(uint64_t address, size_t size) const;
   void out(uint16_t port, uint32_t value, size_t size);
@@ -80,6 +101,7 @@ class FakeMachine {
   Bus mmio{"mmio"};
   FakeMsiController msi;
   FakeDoorbells doorbells;
+  FakeDeviceMemory device_memory;
   std::unique_ptr<GuestMemory> memory;
   std::unique_ptr<PciBus> pci;
 };

@@ -78,6 +78,11 @@ PciBarKind PciFunction::bar_kind(unsigned bar) const {
   return x_config.bar_kind(bar);
 }
 
+bool PciFunction::bar_prefetchable(unsigned bar) const {
+  MutexLock lock(x_mutex);
+  return x_config.bar_prefetchable(bar);
+}
+
 void PciFunction::set_bar_address(unsigned bar, uint64_t address) {
   MutexLock lock(x_mutex);
   x_config.set_bar_address(bar, address);

@@ -35,6 +35,7 @@ struct PciEnvironment {
   Bus& mmio;
   MsiController& msi;
   DoorbellBinder& doorbells;
+  DeviceMemoryBinder& device_memory;
   const GuestMemory& memory;
   PciWindows windows{};
 };
@@ -63,6 +64,7 @@ class PciFunction {
   // For PciBus, before the vCPUs run: the place of a BAR; then memory decode and bus mastering on.
   [[nodiscard]] uint64_t bar_size(unsigned bar) const LETHE_EXCLUDES(x_mutex);
   [[nodiscard]] PciBarKind bar_kind(unsigned bar) const LETHE_EXCLUDES(x_mutex);
+  [[nodiscard]] bool bar_prefetchable(unsigned bar) const LETHE_EXCLUDES(x_mutex);
   void set_bar_address(unsigned bar, uint64_t address) LETHE_EXCLUDES(x_mutex);
   void enable() LETHE_EXCLUDES(x_mutex);
   // Where the BAR is mapped now, if it is.

@@ -66,7 +66,7 @@ Result<> PciBus::place_bars(PciFunction& function) {
   for (unsigned bar = 0; bar < PciConfigSpace::kBars; ++bar) {
     const uint64_t size = function.bar_size(bar);
     if (size == 0) continue;
-    const auto address = allocate(size, function.bar_kind(bar));
+    const auto address = allocate(size, function.bar_kind(bar), function.bar_prefetchable(bar));
     if (!address)
       return host_error("{}: no PCI window has {} bytes left for BAR {}", function.name(), size,
                         bar);
@@ -75,7 +75,10 @@ Result<> PciBus::place_bars(PciFunction& function) {
   return {};
 }
 
-std::optional<uint64_t> PciBus::allocate(uint64_t size, PciBarKind kind) {
+std::optional<uint64_t> PciBus::allocate(uint64_t size, PciBarKind kind, bool prefetchable) {
+  // Memory, that is; large: the low window is for registers.
+  if (kind == PciBarKind::kMemory64 && prefetchable)
+    if (const auto high = take(x_environment.windows.high, x_high_used, size)) return high;
   const auto low = take(x_environment.windows.low, x_low_used, size);
   if (low || kind == PciBarKind::kMemory32) return low;
   return take(x_environment.windows.high, x_high_used, size);

@@ -1,7 +1,8 @@
 // PCI bus 0: configuration access through ECAM and through ports 0xCF8 to 0xCFF, slots, and the
 // places of BARs. There is no firmware: the VMM places BARs and switches decoding on.
 //
-//   PciBus pci(ports, {.mmio = mmio, .msi = msi, .doorbells = doorbells, .memory = memory,
+//   PciBus pci(ports, {.mmio = mmio, .msi = msi, .doorbells = doorbells,
+//                      .device_memory = device_memory, .memory = memory,
 //                      .windows = {.high = {ram_end_rounded, 64 * kGiB}}});
 //   pci.set_reset_control(reset_register);           // port 0xCF9, byte accesses
 //   LETHE_TRY(pci.attach());                         // ECAM and the ports on the buses
@@ -10,7 +11,7 @@
 //
 // Threading: build it (all of the above) before the vCPUs run; after that the slots do not change
 // and accesses come from any vCPU thread. Destroy it after they have stopped, before the buses, the
-// MsiController, the DoorbellBinder and the GuestMemory.
+// MsiController, the binders and the GuestMemory.
 #pragma once
 
 #include <array>
@@ -77,7 +78,7 @@ class PciBus {
   void config_write(uint64_t offset, std::span<const uint8_t> data);
   [[nodiscard]] PciFunction* target(uint64_t offset, size_t size);
   [[nodiscard]] Result<> place_bars(PciFunction& function);
-  [[nodiscard]] std::optional<uint64_t> allocate(uint64_t size, PciBarKind kind);
+  [[nodiscard]] std::optional<uint64_t> allocate(uint64_t size, PciBarKind kind, bool prefetchable);
 
   Bus& x_ports_bus;
   const PciEnvironment x_environment;

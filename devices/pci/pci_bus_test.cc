@@ -13,11 +13,11 @@ constexpr uint64_t kLow = 0xC000'0000;
 class TwoBars final : public PciFunction {
  public:
   explicit TwoBars(const PciEnvironment& environment, uint64_t size32 = 0x1000,
-                   uint64_t size64 = 0x10000)
+                   uint64_t size64 = 0x10000, bool prefetchable = false)
       : PciFunction(environment, {.vendor = 0x1234, .device = 0x5678}, "two bars") {
     MutexLock lock(x_mutex);
     if (size32 > 0) x_config.add_bar(0, size32, PciBarKind::kMemory32);
-    if (size64 > 0) x_config.add_bar(2, size64, PciBarKind::kMemory64);
+    if (size64 > 0) x_config.add_bar(2, size64, PciBarKind::kMemory64, prefetchable);
   }
   ~TwoBars() override { unmap_bars(); }
   std::array<uint8_t, 3> bytes{};
@@ -142,6 +142,16 @@ TEST_F(PciBusTest, a_64_bit_bar_too_large_for_the_low_window_goes_to_the_high_on
   EXPECT_EQ(big->bytes[2], 7);
 }
 
+TEST_F(PciBusTest, a_prefetchable_64_bit_bar_goes_to_the_high_window_first) {
+  auto made = std::make_unique<TwoBars>(machine.pci->environment(), 0x1000, 0x10000, true);
+  TwoBars* const function = made.get();
+  ASSERT_TRUE(machine.pci->add_device(std::move(made)));
+  EXPECT_EQ(function->bar_mapped_at(0), kLow);
+  EXPECT_EQ(function->bar_mapped_at(2), FakeMachine::kHighWindow.start);
+  EXPECT_EQ(machine.config_read(1, PCI_BASE_ADDRESS_2, 4) & 0xf,
+            uint64_t{PCI_BASE_ADDRESS_MEM_PREFETCH | PCI_BASE_ADDRESS_MEM_TYPE_64});
+}
+
 TEST_F(PciBusTest, refuses_a_function_when_slots_or_windows_are_used_up) {
   auto huge = std::make_unique<TwoBars>(machine.pci->environment(), 0, 32 * kGiB);
   EXPECT_FALSE(machine.pci->add_device(std::move(huge)));
@@ -210,6 +220,7 @@ TEST_F(PciBusTest, a_bar_over_ram_is_not_mapped_even_inside_a_window) {
   const PciEnvironment environment{.mmio = mmio,
                                    .msi = machine.msi,
                                    .doorbells = machine.doorbells,
+                                   .device_memory = machine.device_memory,
                                    .memory = **memory,
                                    .windows = {.low = {0x80000, 0x100000}}};
   TwoBars function(environment, 0x1000, 0);

@@ -27,6 +27,7 @@ class FakeVirtioDevice : public VirtioDevice {
   [[nodiscard]] uint64_t device_features() const override { return features_offered; }
   [[nodiscard]] std::span<const uint16_t> queue_sizes_max() const override { return x_sizes; }
   [[nodiscard]] uint32_t config_size() const override { return x_config_size; }
+  [[nodiscard]] std::optional<VirtioSharedMemory> shared_memory() const override { return region; }
   void read_config(uint32_t offset, std::span<uint8_t> to) override;
   void write_config(uint32_t offset, std::span<const uint8_t> from) override;
   void start(uint64_t features, VirtioHost& host) override;
@@ -42,6 +43,7 @@ class FakeVirtioDevice : public VirtioDevice {
   void set_config(uint32_t offset, std::span<const uint8_t> from) { write_config(offset, from); }
 
   uint64_t features_offered = 0b110'0000;
+  std::optional<VirtioSharedMemory> region;  // before the transport is made
   // What the transport said last; for the thread that plays the vCPU.
   VirtioHost* host = nullptr;
   uint64_t features = 0;

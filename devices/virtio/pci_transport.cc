@@ -50,7 +50,8 @@ VirtioPciTransport::VirtioPciTransport(const PciEnvironment& environment,
                                        std::unique_ptr<VirtioDevice> device)
     : PciFunction(environment, identity(device->virtio_id()), device->name()),
       x_device(std::move(device)),
-      x_config_size(x_device->config_size()) {}
+      x_config_size(x_device->config_size()),
+      x_shared_memory(x_device->shared_memory()) {}
 
 Result<std::unique_ptr<VirtioPciTransport>> VirtioPciTransport::create(
     const PciEnvironment& environment, std::unique_ptr<VirtioDevice> device) {
@@ -76,6 +77,8 @@ Result<> VirtioPciTransport::initialize() {
   x_config_seen.resize(x_config_size);
   x_device->read_config(0, x_config_seen);
   x_config.add_bar(kBar, kBarSize, PciBarKind::kMemory32);
+  if (x_shared_memory)
+    x_config.add_bar(kSharedMemoryBar, x_shared_memory->bytes, PciBarKind::kMemory64, true);
   LETHE_TRY(
       add_msix(static_cast<uint16_t>(sizes.size() + 1), kBar, kMsixTableOffset, kMsixPbaOffset));
   add_capabilities();
@@ -119,6 +122,20 @@ uint8_t VirtioPciTransport::add_virtio_capability(uint8_t type, uint32_t offset,
                                  std::span(writable).subspan(2, body));
 }
 
+// 4.1.4.7: the region is the whole BAR; its length has 64 bits.
+void VirtioPciTransport::add_shared_memory_capability() {
+  virtio_pci_cap64 wire{};
+  wire.cap.cap_len = sizeof wire;
+  wire.cap.cfg_type = VIRTIO_PCI_CAP_SHARED_MEMORY_CFG;
+  wire.cap.bar = kSharedMemoryBar;
+  wire.cap.id = x_shared_memory->id;
+  wire.cap.length = static_cast<uint32_t>(x_shared_memory->bytes);
+  wire.length_hi = static_cast<uint32_t>(x_shared_memory->bytes >> 32);
+  std::array<uint8_t, sizeof wire> bytes{};
+  std::memcpy(bytes.data(), &wire, sizeof wire);
+  x_config.add_capability(PCI_CAP_ID_VNDR, std::span(bytes).subspan(2));
+}
+
 void VirtioPciTransport::add_capabilities() {
   const auto queues = static_cast<uint32_t>(x_lines.size());
   add_virtio_capability(VIRTIO_PCI_CAP_COMMON_CFG, kCommonOffset, kCommonSize);
@@ -127,6 +144,7 @@ void VirtioPciTransport::add_capabilities() {
   // Only for device types that have a configuration (4.1.4.6.1).
   if (x_config_size > 0)
     add_virtio_capability(VIRTIO_PCI_CAP_DEVICE_CFG, kDeviceOffset, x_config_size);
+  if (x_shared_memory) add_shared_memory_capability();
   x_pci_cfg_offset = add_virtio_capability(VIRTIO_PCI_CAP_PCI_CFG, 0, 0);
 }
 
@@ -160,7 +178,12 @@ void VirtioPciTransport::config_written(uint16_t offset, size_t size) {
 
 // --- the BAR
 
-void VirtioPciTransport::bar_read(unsigned /*bar*/, uint64_t offset, std::span<uint8_t> data) {
+void VirtioPciTransport::bar_read(unsigned bar, uint64_t offset, std::span<uint8_t> data) {
+  if (bar == kSharedMemoryBar) {
+    // SAFETY: the access lies within the BAR, which is the region; the device keeps it mapped.
+    std::memcpy(data.data(), x_shared_memory->host + offset, data.size());
+    return;
+  }
   // Reads of any size are answered from a snapshot, byte by byte; what no register covers is 0.
   std::ranges::fill(data, uint8_t{0});
   const uint64_t at = offset & ~kRegionMask;
@@ -185,8 +208,12 @@ void VirtioPciTransport::bar_read(unsigned /*bar*/, uint64_t offset, std::span<u
   }
 }
 
-void VirtioPciTransport::bar_write(unsigned /*bar*/, uint64_t offset,
-                                   std::span<const uint8_t> data) {
+void VirtioPciTransport::bar_write(unsigned bar, uint64_t offset, std::span<const uint8_t> data) {
+  if (bar == kSharedMemoryBar) {
+    // SAFETY: as in bar_read().
+    std::memcpy(x_shared_memory->host + offset, data.data(), data.size());
+    return;
+  }
   const uint64_t at = offset & ~kRegionMask;
   bool taken = false;
   switch (offset & kRegionMask) {
@@ -220,11 +247,24 @@ bool VirtioPciTransport::kick(uint64_t offset) {
   return true;
 }
 
-void VirtioPciTransport::bar_mapped(unsigned /*bar*/, uint64_t /*address*/) {
+void VirtioPciTransport::bar_mapped(unsigned bar, uint64_t address) {
+  if (bar == kSharedMemoryBar) {
+    const auto bound = x_environment.device_memory.bind_memory(address, x_shared_memory->bytes,
+                                                               x_shared_memory->host);
+    x_memory_bound = bound.has_value();
+    // Then accesses exit, and bar_read() and bar_write() do them, slowly.
+    if (!bound) LETHE_LOG_LIMITED(LogModule::kVirtio, "{}: {}", name(), bound.error().text);
+    return;
+  }
   for (size_t i = 0; i < x_queues.size(); ++i) bind_doorbell(static_cast<uint16_t>(i));
 }
 
-void VirtioPciTransport::bar_unmapping(unsigned /*bar*/) {
+void VirtioPciTransport::bar_unmapping(unsigned bar) {
+  if (bar == kSharedMemoryBar) {
+    if (x_memory_bound) x_environment.device_memory.unbind_memory(*mapped_at(bar));
+    x_memory_bound = false;
+    return;
+  }
   for (size_t i = 0; i < x_queues.size(); ++i) unbind_doorbell(static_cast<uint16_t>(i));
 }
 

@@ -2,6 +2,8 @@
 //
 // One 32-bit memory BAR of 32 KiB holds everything, a page each: common configuration, ISR status,
 // device configuration, notifications (one doorbell a queue), MSI-X table, pending bits.
+// A device with a shared memory region (2.10, 4.1.4.7) has a second one, 64 bit and prefetchable,
+// that is the region: guests reach it without exits.
 //
 // Threading, and why nothing deadlocks: everything the guest does comes from vCPU threads and runs
 // under the function's lock (x_mutex), also while it calls the device. device.reset() and
@@ -37,6 +39,7 @@ class VirtioPciTransport final : public PciFunction, private VirtioHost {
   static constexpr uint16_t kVendor = 0x1af4;
   static constexpr uint16_t kDeviceBase = 0x1040;  // + the virtio id (4.1.2)
   static constexpr unsigned kBar = 0;
+  static constexpr unsigned kSharedMemoryBar = 2;
   // The BAR's layout, in bytes.
   static constexpr uint32_t kPage = 0x1000;
   static constexpr uint32_t kCommonOffset = 0x0000;
@@ -96,6 +99,8 @@ class VirtioPciTransport final : public PciFunction, private VirtioHost {
   uint8_t add_virtio_capability(uint8_t type, uint32_t offset, uint32_t length)
       LETHE_REQUIRES(x_mutex);
 
+  void add_shared_memory_capability() LETHE_REQUIRES(x_mutex);
+
   // VirtioHost: any thread, no lock.
   void needs_reset(const char* reason) override;
   void config_changed() override;
@@ -147,6 +152,7 @@ class VirtioPciTransport final : public PciFunction, private VirtioHost {
 
   const std::unique_ptr<VirtioDevice> x_device;
   const uint32_t x_config_size;
+  const std::optional<VirtioSharedMemory> x_shared_memory;
   std::vector<std::unique_ptr<QueueLine>> x_lines;  // fixed after create()
   VirtioPciCounters x_counters;
 
@@ -156,7 +162,8 @@ class VirtioPciTransport final : public PciFunction, private VirtioHost {
   std::atomic<uint16_t> x_config_vector{VIRTIO_MSI_NO_VECTOR};
   std::atomic<bool> x_config_changed{false};
 
-  bool x_started LETHE_GUARDED_BY(x_mutex) = false;  // device.start() was called
+  bool x_memory_bound LETHE_GUARDED_BY(x_mutex) = false;  // the region, where its BAR is mapped
+  bool x_started LETHE_GUARDED_BY(x_mutex) = false;       // device.start() was called
   std::vector<QueueRegisters> x_queues LETHE_GUARDED_BY(x_mutex);
   uint32_t x_device_feature_select LETHE_GUARDED_BY(x_mutex) = 0;
   uint32_t x_driver_feature_select LETHE_GUARDED_BY(x_mutex) = 0;

@@ -154,20 +154,52 @@ Result<std::unique_ptr<KvmVm>> KvmVm::create(const Kvm& kvm) {
   return vm;
 }
 
-Result<> KvmVm::map_memory(std::span<const MemoryRegion> regions) {
-  for (uint32_t slot = 0; slot < regions.size(); ++slot) {
-    kvm_userspace_memory_region region{};
-    region.slot = slot;
-    region.guest_phys_addr = regions[slot].start.value;
-    region.memory_size = regions[slot].size;
-    // SAFETY: the API takes the host address as a number.
-    region.userspace_addr = reinterpret_cast<uint64_t>(regions[slot].host);
-    if (::ioctl(x_fd.get(), KVM_SET_USER_MEMORY_REGION, &region) != 0)
-      return kvm_error(fmt::format("KVM_SET_USER_MEMORY_REGION ({} MiB at {:#x}): {}",
-                                   region.memory_size / kMiB, region.guest_phys_addr,
-                                   errno_text(errno)));
-  }
+namespace {
+
+// `size` 0 takes the slot away. Waits until no vCPU uses what was there.
+Result<> set_slot(int vm, uint32_t slot, uint64_t address, uint64_t size, const uint8_t* host) {
+  kvm_userspace_memory_region region{};
+  region.slot = slot;
+  region.guest_phys_addr = address;
+  region.memory_size = size;
+  // SAFETY: the API takes the host address as a number.
+  region.userspace_addr = reinterpret_cast<uint64_t>(host);
+  if (::ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) != 0)
+    return kvm_error(fmt::format("KVM_SET_USER_MEMORY_REGION ({} MiB at {:#x}): {}", size / kMiB,
+                                 address, errno_text(errno)));
   return {};
+}
+
+}  // namespace
+
+Result<> KvmVm::map_memory(std::span<const MemoryRegion> regions) {
+  for (const MemoryRegion& region : regions)
+    LETHE_TRY(bind_memory(region.start.value, region.size, region.host));
+  return {};
+}
+
+Result<> KvmVm::bind_memory(uint64_t address, uint64_t size, uint8_t* host) {
+  LETHE_ASSERT(size > 0);
+  MutexLock lock(x_slots_mutex);
+  auto place = std::ranges::find(x_slots, uint64_t{0}, &Slot::size);
+  if (place == x_slots.end()) place = x_slots.insert(place, Slot{});
+  const auto number = static_cast<uint32_t>(place - x_slots.begin());
+  LETHE_TRY(set_slot(x_fd.get(), number, address, size, host));
+  *place = {.address = address, .size = size};
+  return {};
+}
+
+void KvmVm::unbind_memory(uint64_t address) {
+  MutexLock lock(x_slots_mutex);
+  const auto place = std::ranges::find_if(
+      x_slots, [&](const Slot& slot) { return slot.size > 0 && slot.address == address; });
+  LETHE_ASSERT(place != x_slots.end());
+  const auto number = static_cast<uint32_t>(place - x_slots.begin());
+  const auto gone = set_slot(x_fd.get(), number, address, 0, nullptr);
+  // KVM refuses no deletion of a slot that is there; if it did, the guest would go on seeing memory
+  // that its owner is about to unmap.
+  LETHE_ASSERT(gone.has_value());
+  *place = {};
 }
 
 Result<std::unique_ptr<MsiRoute>> KvmVm::make_route() {

@@ -40,18 +40,25 @@ class Kvm {
 
 // One VM: memory slots, the in-kernel local APICs, irqfd and ioeventfd. The I/O APIC is a device of
 // Lethe's own (KVM_CAP_SPLIT_IRQCHIP); there are no PICs.
-class KvmVm final : public MsiController, public DoorbellBinder {
+class KvmVm final : public MsiController, public DoorbellBinder, public DeviceMemoryBinder {
  public:
   [[nodiscard]] static Result<std::unique_ptr<KvmVm>> create(const Kvm& kvm);
 
-  // One memory slot a region. The mappings must outlive the VM.
-  [[nodiscard]] Result<> map_memory(std::span<const MemoryRegion> regions);
+  // One memory slot a region, once, before anything else is bound. The mappings must outlive the
+  // VM.
+  [[nodiscard]] Result<> map_memory(std::span<const MemoryRegion> regions)
+      LETHE_EXCLUDES(x_slots_mutex);
 
   // MsiController: a route is an irqfd whose GSI is routed to an MSI message. Any thread.
   [[nodiscard]] Result<std::unique_ptr<MsiRoute>> make_route() override;
   // DoorbellBinder, over KVM_IOEVENTFD: any access size (KVM_CAP_IOEVENTFD_ANY_LENGTH).
   [[nodiscard]] Result<> bind_doorbell(uint64_t address, const EventFd& event) override;
   void unbind_doorbell(uint64_t address, const EventFd& event) override;
+
+  // DeviceMemoryBinder: a slot each, behind those of RAM.
+  [[nodiscard]] Result<> bind_memory(uint64_t address, uint64_t size, uint8_t* host) override
+      LETHE_EXCLUDES(x_slots_mutex);
+  void unbind_memory(uint64_t address) override LETHE_EXCLUDES(x_slots_mutex);
 
   [[nodiscard]] int fd() const { return x_fd.get(); }
 
@@ -62,6 +69,12 @@ class KvmVm final : public MsiController, public DoorbellBinder {
   [[nodiscard]] Result<> publish_routes() LETHE_REQUIRES(x_routes_mutex);
 
   UniqueFd x_fd;
+  Mutex x_slots_mutex;
+  struct Slot {
+    uint64_t address = 0;
+    uint64_t size = 0;  // 0: free
+  };
+  std::vector<Slot> x_slots LETHE_GUARDED_BY(x_slots_mutex);  // by KVM's number
   Mutex x_routes_mutex;
   std::vector<Route*> x_routes LETHE_GUARDED_BY(x_routes_mutex);
 };

@@ -19,8 +19,10 @@
 
 namespace lethe::window {
 
-// virtio 1.2, 5.7.6.8 leaves capset ids to their users; the driver of Linux knows ids up to 63.
-inline constexpr uint32_t kWindowCapset = 60;
+// virtio 1.2, 5.7.6.8 leaves capset ids to their users. The driver of Linux 6.1 knows ids up to 63,
+// but keeps them in a mask that it shifts as a 32-bit int (virtgpu_kms.c), so above 31 it refuses
+// its own; upstream's count from 1.
+inline constexpr uint32_t kWindowCapset = 28;
 inline constexpr uint32_t kVersion = 1;
 inline constexpr uint32_t kWindowsMax = 512;             // of one context
 inline constexpr uint32_t kCommandBytesMax = 64 * 1024;  // one SUBMIT_3D
