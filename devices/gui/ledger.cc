@@ -170,7 +170,6 @@ uint64_t ShareLedger::release_first() {
   }
   unlink(x_free, slot);
   entry.state = State::kUnused;
-  entry.holders = 0;
   append(x_unused, slot);
   return bytes;
 }
