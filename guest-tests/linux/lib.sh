@@ -82,3 +82,11 @@ pack_initrd() { # pack_initrd ROOT FILE
   (cd "$root" && find . | LC_ALL=C sort | busybox cpio -o -H newc -R 0:0 2>/dev/null) >"$file.new"
   mv "$file.new" "$file"
 }
+
+# A program and the libraries it loads, at their own paths under ROOT.
+ship_program() { # ship_program PROGRAM ROOT
+  local file
+  for file in "$1" $(ldd "$1" | grep -o '/[^ ]*'); do
+    install -D "$(readlink -f "$file")" "$2$file"
+  done
+}
