@@ -43,6 +43,7 @@ constexpr ConfigSection kSections[] = {
     {"disk", true,
      "A disk; repeat the table for more. Linux calls the first one `vda`, the next one `vdb`."},
     {"rng", false, "The virtio random source."},
+    {"gui", false, "Screens, windows, keyboard and pointer, for frontends such as `lethe attach`."},
     {"check", false,
      "What `lethe check` expects of the guest; `lethe run` does not read it. See [ci.md](ci.md)."},
 };
@@ -386,11 +387,18 @@ constexpr ConfigKey kKeys[] = {
 
 }  // namespace
 
-std::span<const ConfigKey> config_keys() { return kKeys; }
+std::span<const ConfigKey> config_keys() {
+  static const std::vector<ConfigKey> all = [] {
+    std::vector<ConfigKey> keys(std::begin(kKeys), std::end(kKeys));
+    for (const auto& more : {gui_config_keys()}) keys.insert(keys.end(), more.begin(), more.end());
+    return keys;
+  }();
+  return all;
+}
 std::span<const ConfigSection> config_sections() { return kSections; }
 
 const ConfigKey* find_config_key(std::string_view section, std::string_view name) {
-  for (const ConfigKey& key : kKeys)
+  for (const ConfigKey& key : config_keys())
     if (key.section == section && key.name == name) return &key;
   return nullptr;
 }

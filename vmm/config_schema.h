@@ -65,6 +65,7 @@ struct ConfigSection {
 };
 
 [[nodiscard]] std::span<const ConfigKey> config_keys();
+[[nodiscard]] std::span<const ConfigKey> gui_config_keys();  // of [gui], among config_keys()
 [[nodiscard]] std::span<const ConfigSection> config_sections();
 [[nodiscard]] const ConfigKey* find_config_key(std::string_view section, std::string_view name);
 

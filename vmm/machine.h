@@ -23,6 +23,9 @@ namespace lethe {
 
 class BlockDevice;
 class ConsoleDevice;
+class Gui;
+class InputDevice;
+class InputDevices;
 class Ioapic;
 class MachineMemory;
 class MemoryReturn;
@@ -51,9 +54,11 @@ class Machine final : private MachineControl {
  public:
   // Builds everything and loads the guest; no guest code runs yet. `console` takes the output of
   // the serial port and of the virtio console. `on_end` is called once, on the loop's thread, when
-  // the machine has come to its end by itself. Both must outlive the machine.
+  // the machine has come to its end by itself. Both must outlive the machine, and so must `gui`,
+  // which is null without [gui].
   [[nodiscard]] static Result<std::unique_ptr<Machine>> create(const VmConfig& config,
                                                                EventLoop& loop, ByteSink& console,
+                                                               Gui* gui,
                                                                std::function<void(Outcome)> on_end);
   ~Machine() override;
 
@@ -80,10 +85,11 @@ class Machine final : private MachineControl {
  private:
   struct Legacy;
 
-  Machine(const VmConfig& config, EventLoop& loop, std::function<void(Outcome)> on_end);
+  Machine(const VmConfig& config, EventLoop& loop, Gui* gui, std::function<void(Outcome)> on_end);
   [[nodiscard]] Result<> build(ByteSink& console);
   [[nodiscard]] Result<> build_legacy(ByteSink& console);
   [[nodiscard]] Result<> build_virtio(ByteSink& console);
+  [[nodiscard]] Result<> build_gui();
   [[nodiscard]] Result<> add_virtio(std::unique_ptr<VirtioDevice> device);
   [[nodiscard]] Result<> build_vcpus(const std::vector<kvm_cpuid_entry2>& cpuid);
   void run_vcpu(Vcpu& vcpu);
@@ -99,6 +105,7 @@ class Machine final : private MachineControl {
 
   const VmConfig& x_config;
   EventLoop& x_loop;
+  Gui* const x_gui;  // null: none
   std::function<void(Outcome)> x_on_end;
   std::atomic<bool> x_ended{false};
 
@@ -113,10 +120,12 @@ class Machine final : private MachineControl {
   Bus x_mmio{"MMIO"};
   std::unique_ptr<Ioapic> x_ioapic;
   std::unique_ptr<Legacy> x_legacy;
+  std::unique_ptr<InputDevices> x_input;  // the GPU calls it
   std::unique_ptr<PciBus> x_pci;
   // x_pci owns these.
   ConsoleDevice* x_virtio_console = nullptr;
   std::vector<BlockDevice*> x_disks;
+  std::vector<const InputDevice*> x_input_devices;
   std::vector<Shrinker::Registration> x_caches;  // of the devices
   std::vector<const VirtioPciTransport*> x_transports;
   std::vector<std::unique_ptr<Vcpu>> x_vcpus;

@@ -6,9 +6,11 @@
 #include <string>
 
 #include "base/metrics.h"
+#include "devices/gui/gui.h"
 #include "devices/legacy/serial/serial.h"
 #include "devices/virtio/block/block.h"
 #include "devices/virtio/console/console.h"
+#include "devices/virtio/input/input.h"
 #include "devices/virtio/pci_transport.h"
 #include "devices/virtio/rng/rng.h"
 #include "vmm/machine.h"
@@ -90,6 +92,28 @@ void report_block(const BlockDevice& disk, MetricSink& sink) {
                load(counters.throttled), {{"device", disk.name()}});
 }
 
+void report_input(const InputDevice& input, MetricSink& sink) {
+  const InputCounters& counters = input.counters();
+  const char* const device = input.name();
+  const struct {
+    const char* what;
+    const std::atomic<uint64_t>& count;
+  } kEvents[] = {{"given", counters.frames},
+                 {"merged", counters.merged},
+                 {"no_driver", counters.ignored},
+                 {"lost", counters.lost},
+                 {"unknown", counters.unknown}};
+  for (const auto& [what, count] : kEvents)
+    sink.counter("lethe_input_events_total", "Keys, buttons, motions, and what became of them.",
+                 load(count), {{"device", device}, {"what", what}});
+  sink.gauge("lethe_input_waiting", "Events that the guest has not read yet.",
+             static_cast<double>(load(counters.waiting)), {{"device", device}});
+  sink.counter("lethe_input_status_total", "Events from the guest, such as LEDs.",
+               load(counters.status), {{"device", device}});
+  sink.counter("lethe_input_refused_total", "Buffers of the guest that are too small.",
+               load(counters.refused), {{"device", device}});
+}
+
 }  // namespace
 
 void Machine::report_metrics(MetricSink& sink) const {
@@ -110,6 +134,8 @@ void Machine::report_metrics(MetricSink& sink) const {
   report_legacy(sink);
   for (const VirtioPciTransport* transport : x_transports) report_transport(*transport, sink);
   for (const BlockDevice* disk : x_disks) report_block(*disk, sink);
+  if (x_gui != nullptr) x_gui->report_metrics(sink);
+  for (const InputDevice* input : x_input_devices) report_input(*input, sink);
   const ConsoleCounters& console = x_virtio_console->counters();
   sink.counter("lethe_console_out_bytes_total", "Bytes the guest wrote.", load(console.bytes_out),
                {{"console", "virtio"}});

@@ -16,6 +16,7 @@
 #include "devices/console_output.h"
 #include "devices/virtio/console/console.h"
 #include "vmm/api/machine_target.h"
+#include "vmm/gui_host.h"
 #include "vmm/machine.h"
 #include "vmm/run_dir.h"
 #include "vmm/terminal.h"
@@ -50,10 +51,11 @@ class SignalMask {
 class Session {
  public:
   Session(const VmConfig& config, const RunOptions& options, RawTerminal* raw, SignalMask& mask,
-          const RunHistory& history)
+          const RunHistory& history, Gui* gui)
       : x_config(config),
         x_options(options),
         x_history(history),
+        x_gui(gui),
         x_raw(raw),
         x_mask(mask),
         x_keys([this](EscapeKeys::Command command) { on_command(command); }) {}
@@ -67,7 +69,7 @@ class Session {
                                            first ? ConsoleLog::kTruncate : ConsoleLog::kAppend));
     LETHE_TRY(watch_signals());
     x_stop_timer = x_loop.make_timer([this] { on_stop_timeout(); });
-    LETHE_TRY_ASSIGN(x_machine, Machine::create(x_config, x_loop, *x_output,
+    LETHE_TRY_ASSIGN(x_machine, Machine::create(x_config, x_loop, *x_output, x_gui,
                                                 [this](Outcome outcome) { finish(outcome); }));
     if (!x_options.non_interactive) {
       x_machine->console_input().set_room_listener([this] { feed_guest(); });
@@ -202,6 +204,7 @@ class Session {
   const VmConfig& x_config;
   const RunOptions& x_options;
   const RunHistory& x_history;
+  Gui* const x_gui;          // null: none
   RawTerminal* const x_raw;  // null: the console is no terminal
   SignalMask& x_mask;
   EventLoop x_loop;
@@ -247,11 +250,12 @@ Result<Outcome> run_sessions(const VmConfig& config, const RunOptions& options) 
     std::fprintf(stderr, "lethe: console of '%s': Ctrl-A h for help\n", config.name.c_str());
     LETHE_TRY_ASSIGN(raw, RawTerminal::enter(STDIN_FILENO));
   }
+  LETHE_TRY_ASSIGN(const std::unique_ptr<Gui> gui, make_gui(config, run_dir));
   UniqueFd api;  // kept over restarts: who connects meanwhile waits
   RunHistory history;
   for (;;) {
     ++history.boots;
-    Session session(config, options, raw.get(), mask, history);
+    Session session(config, options, raw.get(), mask, history, gui.get());
     LETHE_TRY_ASSIGN(const Outcome outcome, session.run(run_dir, api));
     if (outcome.ending != Ending::kReset || session.stopping() ||
         config.boot.on_reboot != OnReboot::kRestart)

@@ -61,8 +61,8 @@ TEST_F(VirtioSharedMemoryTest, a_capability_names_bar_id_and_64_bit_length) {
 }
 
 TEST_F(VirtioSharedMemoryTest, devices_without_a_region_have_no_such_capability_nor_bar) {
-  auto created = VirtioPciTransport::create(machine.pci->environment(),
-                                            std::make_unique<FakeVirtioDevice>());
+  auto created =
+      VirtioPciTransport::create(machine.pci->environment(), std::make_unique<FakeVirtioDevice>());
   ASSERT_TRUE(machine.pci->add_device(std::move(*created)));
   EXPECT_EQ(capability(), 0);
   EXPECT_EQ(machine.pci->function(1)->bar_size(VirtioPciTransport::kSharedMemoryBar), 0U);

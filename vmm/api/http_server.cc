@@ -377,13 +377,13 @@ HttpAnswer http_error(unsigned status, std::string_view text) {
   return {.status = status, .body = fmt::format("{{\"error\":{}}}\n", json_quote(text))};
 }
 
-Result<UniqueFd> listen_unix(const std::string& path) {
+Result<UniqueFd> listen_unix(const std::string& path, int type) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof address.sun_path)
     return host_error("'{}' is too long for a socket's path", path);
   path.copy(address.sun_path, path.size());
-  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  UniqueFd fd(::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd.valid()) return host_error("cannot make a socket: {}", errno_text(errno));
   // The file gets the socket's own mode (unix(7) says: the umask's; Linux takes both).
   // SAFETY: a sockaddr_un is given as the sockaddr that bind() wants, with its size.

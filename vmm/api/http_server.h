@@ -8,6 +8,8 @@
 // Threading: everything on the loop's thread.
 #pragma once
 
+#include <sys/socket.h>
+
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -63,8 +65,9 @@ class HttpReply {
 
 using HttpHandler = std::function<void(const HttpRequest&, std::shared_ptr<HttpReply>)>;
 
-// A listening Unix socket, mode 0600, at `path`, which must not exist. Errors name the path.
-[[nodiscard]] Result<UniqueFd> listen_unix(const std::string& path);
+// A listening Unix socket of type `type`, mode 0600, at `path`, which must not exist. Errors name
+// the path.
+[[nodiscard]] Result<UniqueFd> listen_unix(const std::string& path, int type = SOCK_STREAM);
 
 class HttpServer {
  public:
