@@ -181,6 +181,43 @@ TEST_F(ShotProgram, runs_steps_that_wait_for_text_type_and_click) {
   EXPECT_EQ(read_png(folder_ + "/last.png").value(), screen);
 }
 
+TEST_F(ShotProgram, resizes_and_closes_and_waits_for_what_comes_of_it) {
+  write("steps.json",
+        R"({"steps": [{"resize": [128, 32]}, {"close": true, "surface": "window:xterm"},
+    {"wait_gone": true, "surface": "window:xterm"}]})");
+  start("work --steps steps.json");
+  serve();
+  show(1, pattern());
+  ASSERT_TRUE(vm_->receive<Focus>(Type::kFocus)) << vm_->complaint();
+  const auto configure = vm_->receive<Configure>(Type::kConfigure);
+  ASSERT_TRUE(configure) << vm_->complaint();
+  EXPECT_TRUE(configure->surface == 1 && configure->width == 128 && configure->height == 32);
+  show(1, pattern(128, 32));
+  ASSERT_TRUE(vm_->receive<Focus>(Type::kFocus)) << vm_->complaint();
+  const auto close = vm_->receive<Close>(Type::kClose);
+  ASSERT_TRUE(close) << vm_->complaint();
+  EXPECT_EQ(close->surface, 2U);
+  SurfaceGone gone{};
+  gone.surface = 2;
+  ASSERT_TRUE(vm_->send(gone, Type::kSurfaceGone));
+  EXPECT_EQ(finish(), 0) << text_;
+}
+
+TEST_F(ShotProgram, says_that_a_window_is_still_there_or_has_another_size) {
+  write("gone.json", R"({"steps": [{"close": true, "surface": "window:xterm"},
+    {"wait_gone": true, "surface": "window:xterm", "timeout_ms": 100}]})");
+  start("work --steps gone.json");
+  serve();
+  EXPECT_EQ(finish(), 1);
+  EXPECT_NE(text_.find("window:xterm is still there after 100 ms"), std::string::npos) << text_;
+  write("size.json", R"({"steps": [{"resize": [8, 8], "timeout_ms": 100}]})");
+  start("work --steps size.json");
+  serve();
+  show(1, pattern());
+  EXPECT_EQ(finish(), 1);
+  EXPECT_NE(text_.find("it is not 8x8 after 100 ms"), std::string::npos) << text_;
+}
+
 TEST_F(ShotProgram, leaves_three_pictures_when_an_image_does_not_match) {
   Picture golden = pattern();
   ASSERT_TRUE(write_png(folder_ + "/golden.png", golden));

@@ -7,6 +7,9 @@
 //   {"type": "root\n"},
 //   {"keys": ["KEY_LEFTCTRL+KEY_C", "KEY_ENTER"]},
 //   {"click": [x, y], "button": "left", "surface": "window:xterm"},
+//   {"resize": [1024, 768], "surface": "screen:0"},
+//   {"close": true, "surface": "window:xterm"},
+//   {"wait_gone": true, "surface": "window:xterm"},
 //   {"shot": "after.png", "surface": "screen:0"}
 // ]}
 //
@@ -46,12 +49,21 @@ struct Click {
   int32_t x = 0, y = 0;
   uint32_t button = 0;  // BTN_*
 };
+// Asks for the size, and waits until the surface shows a picture of it.
+struct Resize {
+  uint32_t width = 0, height = 0;
+};
+struct CloseSurface {};
+// That a surface which an earlier step has used is there no more.
+struct WaitGone {};
 struct TakeShot {
   std::string path;
 };
 
 struct Step {
-  std::variant<WaitImage, WaitText, TypeText, PressKeys, Click, TakeShot> action;
+  std::variant<WaitImage, WaitText, TypeText, PressKeys, Click, Resize, CloseSurface, WaitGone,
+               TakeShot>
+      action;
   Selector surface;
   std::chrono::milliseconds timeout = kStepTimeout;
 };

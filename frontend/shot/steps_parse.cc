@@ -132,6 +132,13 @@ Result<Click> parse_click(Members& members) {
   return click;
 }
 
+// Steps that need nothing but their name, which is true.
+Result<> parse_flag(Members& members, std::string_view name) {
+  const json::value* value = members.take(name);
+  if (!value->is_bool() || !value->get_bool()) return config_error("\"{}\" must be true", name);
+  return {};
+}
+
 Result<Step> parse_step(const json::value& value, const std::string& folder) {
   if (!value.is_object()) return config_error("it is no object");
   Members members(value.get_object());
@@ -147,11 +154,23 @@ Result<Step> parse_step(const json::value& value, const std::string& folder) {
     LETHE_TRY_ASSIGN(step.action, parse_keys(members));
   } else if (members.has("click")) {
     LETHE_TRY_ASSIGN(step.action, parse_click(members));
+  } else if (members.has("resize")) {
+    uint32_t sides[2];
+    LETHE_TRY(numbers(*members.take("resize"), "resize", sides));
+    if (sides[0] == 0 || sides[1] == 0) return config_error("\"resize\": 0 is no size");
+    step.action = Resize{sides[0], sides[1]};
+  } else if (members.has("close")) {
+    LETHE_TRY(parse_flag(members, "close"));
+    step.action = CloseSurface{};
+  } else if (members.has("wait_gone")) {
+    LETHE_TRY(parse_flag(members, "wait_gone"));
+    step.action = WaitGone{};
   } else if (members.has("shot")) {
     LETHE_TRY_ASSIGN(const std::string path, members.string("shot"));
     step.action = TakeShot{path};
   } else {
-    return config_error("it has none of wait_image, wait_text, type, keys, click, shot");
+    return config_error(
+        "it has none of wait_image, wait_text, type, keys, click, resize, close, wait_gone, shot");
   }
   if (members.has("surface")) {
     LETHE_TRY_ASSIGN(const std::string surface, members.string("surface"));

@@ -129,6 +129,33 @@ class Runner {
     return finish();
   }
 
+  Result<> run(const Resize& size, const Step& step) {
+    LETHE_TRY_ASSIGN(const uint64_t surface, target(step));
+    const SurfaceState state = x_session.client().surfaces().at(surface);
+    x_session.client().send_configure(surface, state.x, state.y, size.width, size.height);
+    const auto resized = [&] {
+      const Picture* actual = x_session.picture(step.surface);
+      return actual != nullptr && actual->width == size.width && actual->height == size.height;
+    };
+    LETHE_TRY_ASSIGN(const bool done, x_session.wait(resized, step.timeout));
+    if (done) return {};
+    return fail(step, fmt::format("it is not {}x{} after {} ms", size.width, size.height,
+                                  step.timeout.count()));
+  }
+
+  Result<> run(const CloseSurface&, const Step& step) {
+    LETHE_TRY_ASSIGN(const uint64_t surface, target(step));
+    x_session.client().send_close(surface);
+    return finish();
+  }
+
+  Result<> run(const WaitGone&, const Step& step) {
+    const auto gone = [&] { return !x_session.find(step.surface).has_value(); };
+    LETHE_TRY_ASSIGN(const bool done, x_session.wait(gone, step.timeout));
+    if (done) return {};
+    return host_error("{} is still there after {} ms", step.surface.text(), step.timeout.count());
+  }
+
   Result<> run(const TakeShot& shot, const Step& step) {
     const auto shown = [&] { return x_session.picture(step.surface) != nullptr; };
     LETHE_TRY_ASSIGN(const bool there, x_session.wait(shown, step.timeout));

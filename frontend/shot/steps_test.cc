@@ -21,10 +21,14 @@ TEST(Steps, parses_every_kind) {
     {"type": "root\n"},
     {"keys": ["KEY_LEFTCTRL+KEY_C", "ENTER"]},
     {"click": [10, 20], "button": "right"},
-    {"shot": "b.png"}]})",
+    {"shot": "b.png"},
+    {"resize": [640, 480]}, {"close": true, "surface": "window:a"}, {"wait_gone": true}]})",
                                  "dir");
   ASSERT_TRUE(steps) << steps.error().text;
-  ASSERT_EQ(steps->size(), 6U);
+  ASSERT_EQ(steps->size(), 9U);
+  EXPECT_EQ(std::get<Resize>((*steps)[6].action).height, 480U);
+  EXPECT_TRUE(std::holds_alternative<CloseSurface>((*steps)[7].action));
+  EXPECT_TRUE(std::holds_alternative<WaitGone>((*steps)[8].action));
   const auto& image = std::get<WaitImage>((*steps)[0].action);
   EXPECT_EQ(image.path, "dir/a.png");
   EXPECT_EQ(image.rules.tolerance, 8U);
@@ -51,6 +55,9 @@ TEST(Steps, refuses_what_is_wrong_and_names_the_step) {
   expect_error(R"({"steps": [{"type": "\u00e4"}]})", "no key for the byte 0xc3");
   expect_error(R"({"steps": [{"keys": ["KEY_NO"]}]})", "'KEY_NO' is no key");
   expect_error(R"({"steps": [{"keys": "KEY_A"}]})", "array of strings");
+  expect_error(R"({"steps": [{"resize": [0, 5]}]})", "0 is no size");
+  expect_error(R"({"steps": [{"close": 1}]})", "\"close\" must be true");
+  expect_error(R"({"steps": [{"wait_gone": false}]})", "\"wait_gone\" must be true");
   expect_error(R"({"steps": [{"keys": ["KEY_A+"]}]})", "'' is no key");
   expect_error(R"({"steps": [{"click": [1]}]})", "2 whole numbers");
   expect_error(R"({"steps": [{"click": [1, -1]}]})", "2 whole numbers");
