@@ -39,7 +39,7 @@ Result<> ChannelClient::start() {
     x_core.counters().slow_frontends.fetch_add(1, std::memory_order_relaxed);
     send_off(gui::ByeReason::kTooSlow);
   });
-  x_patience->start(GuiCore::kDrainPatience);  // for its Hello
+  x_patience->start(x_core.options().drain_patience);  // for its Hello
   return {};
 }
 
@@ -222,7 +222,7 @@ ChannelClient::Sent ChannelClient::send_packet(std::span<const uint8_t> packet, 
 
 void ChannelClient::wait_for_room(bool watch_socket) {
   x_full = true;
-  x_patience->start(GuiCore::kDrainPatience);
+  x_patience->start(x_core.options().drain_patience);
   if (watch_socket) {
     auto watch = x_core.loop().watch_writable(x_socket.get(), [this] {
       x_writable.reset();

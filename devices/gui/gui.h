@@ -45,13 +45,13 @@ struct SurfaceState {
   uint32_t width = 0;
   uint32_t height = 0;
   uint32_t output = 0;
-  std::string title;  // cut to what the protocol holds, at a character
+  std::string title{};  // cut to what the protocol holds, at a character
   bool operator==(const SurfaceState&) const = default;
 };
 
 // Where a surface's pixels are. The creator has checked that they lie within the buffer.
 struct SurfaceContent {
-  BufferId buffer;  // none: nothing to show
+  BufferId buffer{};  // none: nothing to show
   uint64_t offset = 0;
   uint32_t stride = 0;
   uint32_t format = 0;  // VIRTIO_GPU_FORMAT_*
@@ -61,7 +61,7 @@ struct SurfaceContent {
 };
 
 struct CursorContent {
-  SurfaceContent image;  // of 32 bits a pixel; no buffer: no cursor
+  SurfaceContent image{};  // of 32 bits a pixel; no buffer: no cursor
   uint32_t hot_x = 0;
   uint32_t hot_y = 0;
 };
@@ -87,11 +87,14 @@ class SurfaceListener {
 };
 
 struct GuiOptions {
-  std::string vm_name;
-  uint32_t buffers_max = 16384;   // live and orphan
+  std::string vm_name{};
+  // Live and orphan; fewer if that takes more descriptors (two each) than the process may have.
+  uint32_t buffers_max = 16384;
   uint64_t bytes_max = 1u << 30;  // of live and orphan buffers
   unsigned frontends_max = 8;     // up to ShareLedger::kHoldersMax
-  LedgerLimits ledger;
+  // How long a frontend may leave its socket full, or take for its Hello.
+  std::chrono::milliseconds drain_patience{5000};
+  LedgerLimits ledger{};
 };
 
 class Gui {

@@ -1,5 +1,7 @@
 #include "devices/gui/gui_core.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 
 #include "base/assert.h"
@@ -13,6 +15,20 @@ namespace {
 // So many buffers may wait for their release before the guest, which makes another, waits for it.
 constexpr uint64_t kFreeingMax = 64;
 
+// Descriptors of the process that are not for buffers, two each: disks, interrupts, frontends.
+constexpr uint64_t kDescriptorsKept = 256;
+constexpr uint32_t kBuffersMin = 16;
+
+// A guest that makes buffers must not take the descriptors that the rest of the VM needs.
+GuiOptions within_descriptors(GuiOptions options) {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return options;
+  const uint64_t room = limit.rlim_cur > kDescriptorsKept ? limit.rlim_cur - kDescriptorsKept : 0;
+  const auto buffers = static_cast<uint32_t>(std::min<uint64_t>(room / 2, options.buffers_max));
+  options.buffers_max = std::max(buffers, std::min(options.buffers_max, kBuffersMin));
+  return options;
+}
+
 uint64_t now_of(const std::atomic<uint64_t>& counter) {
   return counter.load(std::memory_order_relaxed);
 }
@@ -21,10 +37,10 @@ uint64_t now_of(const std::atomic<uint64_t>& counter) {
 
 GuiCore::GuiCore(EventLoop& loop, const GuiOptions& options)
     : x_loop(loop),
-      x_options(options),
-      x_ledger(options.buffers_max, options.ledger, *this),
+      x_options(within_descriptors(options)),
+      x_ledger(x_options.buffers_max, options.ledger, *this),
       x_surfaces(gui::kSurfacesMax),
-      x_buffers(options.buffers_max),
+      x_buffers(x_options.buffers_max),
       x_done_checks(gui::kSurfacesMax),
       x_accept_timer(loop.make_timer([this] { watch_listener(); })),
       x_limits_timer(loop.make_timer([this] { enforce_limits(); })),

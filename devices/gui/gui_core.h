@@ -50,8 +50,6 @@ struct GuiCounters {
 
 class GuiCore final : private ShareLedger::Owner {
  public:
-  // How long a frontend may leave its socket full, or take for its Hello.
-  static constexpr std::chrono::seconds kDrainPatience{5};
   // How long no frontend is accepted after the host was out of descriptors.
   static constexpr std::chrono::milliseconds kAcceptPause{200};
 

@@ -1,4 +1,5 @@
 // Frontends come and go.
+#include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -42,6 +43,9 @@ void say_bye(int socket, gui::ByeReason reason) {
 
 Result<> GuiCore::listen(UniqueFd socket) {
   x_socket = std::move(socket);
+  const int flags = ::fcntl(x_socket.get(), F_GETFL);
+  if (flags < 0 || ::fcntl(x_socket.get(), F_SETFL, flags | O_NONBLOCK) != 0)
+    return host_error("cannot listen for frontends: {}", errno_text(errno));
   LETHE_TRY_ASSIGN(x_accept_watch,
                    x_loop.watch_readable(x_socket.get(), [this] { accept_frontends(); }));
   return {};

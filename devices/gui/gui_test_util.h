@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/test_util.h"
 #include "devices/gui/fake_frontend.h"
 #include "devices/gui/gui.h"
 
@@ -15,14 +16,17 @@ namespace lethe {
 
 class GuiRig {
  public:
-  explicit GuiRig(GuiOptions options = {}) {
+  explicit GuiRig(GuiOptions options = {}, std::unique_ptr<FakeGuiSocket> socket = nullptr)
+      : x_socket(socket ? std::move(socket) : std::make_unique<FakeGuiSocket>()) {
     options.vm_name = "test";
     gui = std::make_unique<Gui>(options);
-    const auto listening = gui->listen(x_socket.take());
+    const auto listening = gui->listen(x_socket->take());
     EXPECT_TRUE(listening) << listening.error().text;
   }
-  ~GuiRig() {
+  ~GuiRig() { end(); }
+  void end() {
     if (gui) on_gui([&] { gui->forget_listener(creator); });
+    gui.reset();
   }
 
   void on_gui(std::function<void()> work) { gui->run_and_wait(std::move(work)); }
@@ -38,6 +42,9 @@ class GuiRig {
                .value();
     });
     return id;
+  }
+  void remove_surface(SurfaceId id) {
+    on_gui([&] { gui->remove_surface(id); });
   }
   BufferId create_buffer(uint64_t bytes) {
     BufferId id;
@@ -76,17 +83,62 @@ class GuiRig {
     on_gui([&] { result = creator.freed; });
     return result;
   }
+  [[nodiscard]] ShareLedger::State state(BufferId id) {
+    ShareLedger::State result{};
+    on_gui([&] { result = gui->ledger().state(id); });
+    return result;
+  }
+  [[nodiscard]] uint32_t holders(BufferId id) {
+    uint32_t result = 0;
+    on_gui([&] { result = gui->ledger().holders(id); });
+    return result;
+  }
+  // A metric without labels, or the sum over all of them.
+  [[nodiscard]] double metric(std::string_view name) const;
+
   [[nodiscard]] const LedgerCounters& ledger() { return gui->ledger().counters(); }
   static uint64_t count(const std::atomic<uint64_t>& counter) {
     return counter.load(std::memory_order_relaxed);
   }
-  [[nodiscard]] const std::string& path() const { return x_socket.path(); }
+  [[nodiscard]] const std::string& path() const { return x_socket->path(); }
+  [[nodiscard]] FakeFrontend connect(uint32_t flags = 0) {
+    return FakeFrontend::connect(path(), flags);
+  }
 
   FakeCreator creator;
   std::unique_ptr<Gui> gui;
 
  private:
-  FakeGuiSocket x_socket;
+  std::unique_ptr<FakeGuiSocket> x_socket;
 };
+
+// The sum over all labels of one metric.
+class MetricSum : public MetricSink {
+ public:
+  explicit MetricSum(std::string_view name) : x_name(name) {}
+  void counter(std::string_view name, std::string_view, uint64_t value, Labels) override {
+    if (name == x_name) sum += static_cast<double>(value);
+  }
+  void gauge(std::string_view name, std::string_view, double value, Labels) override {
+    if (name == x_name) sum += value;
+  }
+  void histogram(std::string_view, std::string_view, const Histogram::Snapshot&, Labels) override {}
+  double sum = 0;
+
+ private:
+  std::string_view x_name;
+};
+
+inline double GuiRig::metric(std::string_view name) const {
+  MetricSum sum(name);
+  gui->report_metrics(sum);
+  return sum.sum;
+}
+
+// What a frontend that does not ask for anything has to get.
+constexpr uint32_t kWidth = 64;
+constexpr uint32_t kHeight = 16;
+constexpr uint64_t kBytes = uint64_t{kWidth} * kHeight * 4;  // a page
+static_assert(kBytes == 4096);
 
 }  // namespace lethe
