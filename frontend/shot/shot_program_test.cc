@@ -187,7 +187,6 @@ TEST_F(ShotProgram, resizes_and_closes_and_waits_for_what_comes_of_it) {
     {"wait_gone": true, "surface": "window:xterm"}]})");
   start("work --steps steps.json");
   serve();
-  show(1, pattern());
   ASSERT_TRUE(vm_->receive<Focus>(Type::kFocus)) << vm_->complaint();
   const auto configure = vm_->receive<Configure>(Type::kConfigure);
   ASSERT_TRUE(configure) << vm_->complaint();
