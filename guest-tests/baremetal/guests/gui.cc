@@ -53,6 +53,7 @@ void guest_main() {
       {"scanout-blobs", scanout_blobs},
       {"device-reset", device_reset},
       {"reboot-once", reboot_once, true},
+      {"reboot-forever", reboot_forever, true},
       {"two-cpus", two_cpus, true},
       {"windows", windows},
       {"released", released},

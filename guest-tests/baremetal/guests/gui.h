@@ -39,6 +39,7 @@ void guest_blobs();
 void scanout_blobs();
 void device_reset();
 void reboot_once();
+void reboot_forever();
 void two_cpus();
 
 // gui_windows.cc

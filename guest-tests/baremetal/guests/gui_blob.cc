@@ -202,6 +202,24 @@ void reboot_once() {
   CHECK(false && "the machine reset");
 }
 
+// A window, until the host sends a byte; then the machine is reset, with the window still there.
+void reboot_forever() {
+  Windows w;
+  w.open(gpu());
+  const WindowBuffer b = w.make_buffer(2, kPageSize, kBytes);
+  check_words(kPageSize, kBytes, 0);
+  write_words(kPageSize, kBytes, 0x4444);
+  w.create(1, 0, 0, kSide, kSide, window::kWindowVisible);
+  w.title(1, "reboots");
+  w.attach(1, b, kSide, kSide);
+  CHECK_EQ(w.commit(), kGpuOk);
+  print("window shown\n");
+  wait_for_byte();
+  out8(0xcf9, 0x06);
+  wait_until([] { return false; }, kSoonMs);
+  CHECK(false && "the machine reset");
+}
+
 namespace {
 
 volatile bool stop;

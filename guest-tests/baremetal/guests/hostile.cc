@@ -1,6 +1,7 @@
 #include "guests/hostile.h"
 
 #include <linux/virtio_balloon.h>
+#include <linux/virtio_gpu.h>
 #include <linux/virtio_ids.h>
 
 #include "kernel/boot.h"
@@ -17,6 +18,11 @@ namespace {
 constexpr uint64_t kIgnoredMs = 20;
 constexpr uint64_t kGoodSector = 5;
 constexpr uint32_t kGoodBytes = 64;
+constexpr uint32_t kInputBytes = 8;  // of an event
+
+virtio_gpu_ctrl_hdr* gpu_response(Target& t) {
+  return reinterpret_cast<virtio_gpu_ctrl_hdr*>(t.data() + kPageSize);
+}
 
 const char* outcome_name(Outcome outcome) {
   switch (outcome) {
@@ -37,6 +43,7 @@ const char* outcome_name(Outcome outcome) {
 bool Target::is_blk() const { return virtio_id_ == VIRTIO_ID_BLOCK; }
 bool Target::is_rng() const { return virtio_id_ == VIRTIO_ID_RNG; }
 bool Target::is_balloon() const { return virtio_id_ == VIRTIO_ID_BALLOON; }
+bool Target::is_gpu() const { return virtio_id_ == VIRTIO_ID_GPU; }
 
 Target& Target::find() {
   if (data_ != nullptr) return *this;
@@ -64,8 +71,21 @@ uint16_t Target::lay_good_chain() {
     set_desc(*this, 2, physical(&request_->status), 1, VRING_DESC_F_WRITE, 0);
     return 3;
   }
+  if (is_gpu()) {
+    auto* request = reinterpret_cast<virtio_gpu_ctrl_hdr*>(data_);
+    memset(request, 0, sizeof(*request));
+    request->type = VIRTIO_GPU_CMD_GET_DISPLAY_INFO;
+    gpu_response(*this)->type = 0;
+    set_desc(*this, 0, physical(request), sizeof(*request), VRING_DESC_F_NEXT, 1);
+    set_desc(*this, 1, physical(gpu_response(*this)), sizeof(virtio_gpu_resp_display_info),
+             VRING_DESC_F_WRITE, 0);
+    return 2;
+  }
   uint32_t length = kGoodBytes;
-  if (is_reporting()) {
+  if (virtio_id_ == VIRTIO_ID_INPUT) {
+    memset(data_, 0, kInputBytes);
+    length = kInputBytes;
+  } else if (is_reporting()) {
     length = kPageSize;
   } else if (is_balloon()) {
     // Pages of which nothing else is known: those that data_ is followed by.
@@ -94,6 +114,9 @@ void Target::good_request() {
     CHECK_EQ(request_->status, VIRTIO_BLK_S_OK);
     CHECK_EQ(e.len, kSectorSize + 1);
     CHECK(sector_has_its_text(data_, kGoodSector));
+  } else if (is_gpu()) {
+    CHECK_EQ(e.len, sizeof(virtio_gpu_resp_display_info));
+    CHECK_EQ(gpu_response(*this)->type, VIRTIO_GPU_RESP_OK_DISPLAY_INFO);
   } else if (is_rng()) {
     CHECK(e.len > 0 && e.len <= kGoodBytes);
   } else {
@@ -110,6 +133,9 @@ Outcome Target::observe(uint64_t wait_ms) {
   // Both may come, in either order: what is worse counts.
   if (broken || device_.needs_reset()) return kNeedsReset;
   if (!queue_.has_used()) return kIgnored;
+  if (is_gpu()) {
+    return gpu_response(*this)->type >= VIRTIO_GPU_RESP_ERR_UNSPEC ? kStatusError : kCompleted;
+  }
   if (!is_blk()) return kCompleted;
   const uint8_t status = __atomic_load_n(&request_->status, __ATOMIC_ACQUIRE);
   return status == VIRTIO_BLK_S_IOERR || status == VIRTIO_BLK_S_UNSUPP ? kStatusError : kCompleted;
@@ -139,6 +165,14 @@ Target& inflate_target() {
 Target& report_target() {
   // The first index after inflate's and deflate's: no other queue is negotiated.
   static Target target("report", VIRTIO_ID_BALLOON, 2, feature(VIRTIO_BALLOON_F_REPORTING));
+  return target.find();
+}
+Target& gpu_target() {
+  static Target target("gpu", VIRTIO_ID_GPU, 0);
+  return target.find();
+}
+Target& input_target() {
+  static Target target("input", VIRTIO_ID_INPUT, 1);
   return target.find();
 }
 
@@ -186,26 +220,36 @@ void guest_main() {
       {"rings-console", [] { rings(console_target()); }},
       {"rings-inflate", [] { rings(inflate_target()); }},
       {"rings-report", [] { rings(report_target()); }},
+      {"rings-gpu", [] { rings(gpu_target()); }, true},
+      {"rings-input", [] { rings(input_target()); }, true},
       {"indirect-blk", [] { indirect(blk_target()); }},
       {"indirect-rng", [] { indirect(rng_target()); }},
       {"indirect-console", [] { indirect(console_target()); }},
       {"indirect-inflate", [] { indirect(inflate_target()); }},
       {"indirect-report", [] { indirect(report_target()); }},
+      {"indirect-gpu", [] { indirect(gpu_target()); }, true},
+      {"indirect-input", [] { indirect(input_target()); }, true},
       {"setup-blk", [] { setup(blk_target()); }},
       {"setup-rng", [] { setup(rng_target()); }},
       {"setup-console", [] { setup(console_target()); }},
       {"setup-inflate", [] { setup(inflate_target()); }},
       {"setup-report", [] { setup(report_target()); }},
+      {"setup-gpu", [] { setup(gpu_target()); }, true},
+      {"setup-input", [] { setup(input_target()); }, true},
       {"doorbells-blk", [] { doorbells(blk_target()); }},
       {"doorbells-rng", [] { doorbells(rng_target()); }},
       {"doorbells-console", [] { doorbells(console_target()); }},
       {"doorbells-inflate", [] { doorbells(inflate_target()); }},
       {"doorbells-report", [] { doorbells(report_target()); }},
+      {"doorbells-gpu", [] { doorbells(gpu_target()); }, true},
+      {"doorbells-input", [] { doorbells(input_target()); }, true},
       {"registers-blk", [] { registers(blk_target()); }},
       {"registers-rng", [] { registers(rng_target()); }},
       {"registers-console", [] { registers(console_target()); }},
       {"registers-inflate", [] { registers(inflate_target()); }},
       {"registers-report", [] { registers(report_target()); }},
+      {"registers-gpu", [] { registers(gpu_target()); }, true},
+      {"registers-input", [] { registers(input_target()); }, true},
       {"config-space", [] { config_space(blk_target()); }},
       {"config-window", [] { config_window(blk_target()); }},
       {"msix", [] { msix(blk_target()); }},
@@ -218,6 +262,10 @@ void guest_main() {
       {"balloon-own-rings", balloon_own_rings},
       {"balloon-own-kernel", balloon_own_kernel, true},
       {"balloon-race", balloon_race, true},
+      {"gpu-requests", gpu_requests, true},
+      {"gpu-blobs", gpu_blobs, true},
+      {"gpu-windows", gpu_windows, true},
+      {"gpu-floods", gpu_floods, true},
       {"fuzz", fuzz},
       {"race", race, true},
   };

@@ -15,14 +15,15 @@ namespace hostile {
 // What may come of an attack; an attack names the ones that are right.
 enum Outcome : unsigned {
   kNeedsReset = 1,   // DEVICE_NEEDS_RESET in the status
-  kStatusError = 2,  // completed, with a status byte that is not OK (block only)
+  kStatusError = 2,  // completed, with a status byte that is not OK (block and GPU)
   kCompleted = 4,    // completed, and nothing says it failed
   kIgnored = 8,      // nothing happens, for a while
 };
 inline constexpr unsigned kRefused = kNeedsReset | kStatusError;
 
 // A device under attack: block, rng, the console's transmit queue, the balloon's inflate or
-// reporting queue. `features` are what the queue needs, indirect descriptors aside.
+// reporting queue, the GPU's control queue, an input device's status queue. `features` are what the
+// queue needs, indirect descriptors aside.
 class Target {
  public:
   Target(const char* name, unsigned virtio_id, uint16_t queue_index, uint64_t features = 0)
@@ -35,6 +36,7 @@ class Target {
   bool is_blk() const;
   bool is_rng() const;
   bool is_balloon() const;
+  bool is_gpu() const;
   bool is_reporting() const { return is_balloon() && device_writes(); }
   uint64_t features() const { return features_; }
   kernel::VirtioDevice& device() { return device_; }
@@ -73,6 +75,8 @@ Target& rng_target();
 Target& console_target();
 Target& inflate_target();
 Target& report_target();
+Target& gpu_target();
+Target& input_target();
 
 struct Attack {
   const char* name;
@@ -117,6 +121,11 @@ void balloon_own_rings();
 void balloon_own_kernel();
 // hostile_balloon_race.cc: needs a second CPU.
 void balloon_race();
+// hostile_gpu.cc
+void gpu_requests();
+void gpu_blobs();
+void gpu_windows();
+void gpu_floods();
 // hostile_fuzz.cc
 void fuzz();
 // hostile_race.cc: needs a second CPU.
