@@ -41,11 +41,14 @@ FakeGuiSocket::~FakeGuiSocket() {
   ::rmdir(x_directory.c_str());
 }
 
-FakeFrontend::FakeFrontend(const std::string& path) : x_fd(make_socket()) {
+bool connect_to(int socket, const std::string& path) {
   const sockaddr_un address = address_of(path);
   // SAFETY: as in bind() above.
-  EXPECT_EQ(::connect(x_fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0)
-      << std::strerror(errno);
+  return ::connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+}
+
+FakeFrontend::FakeFrontend(const std::string& path) : x_fd(make_socket()) {
+  EXPECT_TRUE(connect_to(x_fd.get(), path)) << std::strerror(errno);
 }
 
 FakeFrontend FakeFrontend::connect(const std::string& path, uint32_t flags) {

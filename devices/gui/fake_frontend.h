@@ -152,6 +152,8 @@ class FakeCreator : public SurfaceListener {
   void add(Event event) { events.push_back(std::move(event)); }
 };
 
+// Connects a SOCK_SEQPACKET socket; false if it is refused.
+[[nodiscard]] bool connect_to(int socket, const std::string& path);
 // Descriptors that this process has open.
 [[nodiscard]] size_t open_descriptors();
 

@@ -14,6 +14,11 @@
 
 namespace lethe {
 
+// The tests' pictures.
+constexpr uint32_t kWidth = 64;
+constexpr uint32_t kHeight = 16;
+constexpr uint64_t kBytes = uint64_t{kWidth} * kHeight * 4;  // a page
+
 class GuiRig {
  public:
   explicit GuiRig(GuiOptions options = {}, std::unique_ptr<FakeGuiSocket> socket = nullptr)
@@ -104,6 +109,13 @@ class GuiRig {
   [[nodiscard]] FakeFrontend connect(uint32_t flags = 0) {
     return FakeFrontend::connect(path(), flags);
   }
+  // Presents all of a buffer of kWidth x kHeight, and waits until the frontend has the frame.
+  [[nodiscard]] bool show(FakeFrontend& frontend, SurfaceId surface, BufferId id) {
+    present(surface, id, kWidth, kHeight, {0, 0, kWidth, kHeight});
+    while (frontend.frames[surface].generation != id.generation)
+      if (!frontend.receive_until(gui::Type::kFrame)) return false;
+    return true;
+  }
 
   FakeCreator creator;
   std::unique_ptr<Gui> gui;
@@ -134,11 +146,5 @@ inline double GuiRig::metric(std::string_view name) const {
   gui->report_metrics(sum);
   return sum.sum;
 }
-
-// What a frontend that does not ask for anything has to get.
-constexpr uint32_t kWidth = 64;
-constexpr uint32_t kHeight = 16;
-constexpr uint64_t kBytes = uint64_t{kWidth} * kHeight * 4;  // a page
-static_assert(kBytes == 4096);
 
 }  // namespace lethe
