@@ -85,14 +85,24 @@ Result<> set_log_levels(std::string_view spec) {
     const auto module = index_of(kModuleNames, item.substr(0, equals));
     if (!module)
       return config_error(
-          "log module '{}' is not known: use vmm, memory, virtio, pci, block, console, rng or "
-          "legacy",
+          "log module '{}' is not known: use vmm, memory, virtio, pci, block, console, rng, "
+          "legacy or gui",
           item.substr(0, equals));
     wanted[*module] = static_cast<LogLevel>(*level);
   }
   for (size_t i = 0; i < wanted.size(); ++i)
     if (wanted[i]) levels()[i].store(*wanted[i], std::memory_order_relaxed);
   return {};
+}
+
+std::string log_levels() {
+  std::string text;
+  for (size_t i = 0; i < kModuleNames.size(); ++i) {
+    const LogLevel level = levels()[i].load(std::memory_order_relaxed);
+    text += fmt::format("{}{}={}", i == 0 ? "" : ",", kModuleNames[i],
+                        kLevelNames[static_cast<size_t>(level)]);
+  }
+  return text;
 }
 
 bool LogLimiter::admit(uint64_t& suppressed) {

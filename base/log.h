@@ -9,6 +9,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 #include "base/result.h"
@@ -32,6 +33,8 @@ inline constexpr int kLogModules = 9;
 // Sets the level of every module, or of one. `spec` is "LEVEL" or "MODULE=LEVEL,...", for example
 // "info" or "warn,block=debug". Default: warn. Error: names the unknown word and the valid ones.
 [[nodiscard]] Result<> set_log_levels(std::string_view spec);
+// All levels as they are now, as such a spec: "vmm=warn,memory=warn,...".
+[[nodiscard]] std::string log_levels();
 
 [[nodiscard]] bool log_enabled(LogModule module, LogLevel level);
 void log_line(LogModule module, LogLevel level, std::string_view line);

@@ -101,7 +101,7 @@ class Session {
     if (!api.valid()) {
       LETHE_TRY_ASSIGN(api, listen_unix(run_dir.path() + "/" + kApiSocketName));
     }
-    x_target.emplace(x_config, x_loop, *x_machine, x_history, x_stopping);
+    x_target.emplace(x_config, x_loop, *x_machine, x_gui, x_history, x_stopping);
     LETHE_TRY_ASSIGN(
         x_server, HttpServer::create(x_loop, api, [this](const HttpRequest& request, auto reply) {
           answer_api(*x_target, request, reply);

@@ -33,6 +33,15 @@ Result<> Gui::listen(UniqueFd socket) {
   return result;
 }
 
+LedgerLimits Gui::limits() const {
+  LedgerLimits limits;
+  x_impl->thread.run_and_wait([&] { limits = x_impl->core.ledger().limits(); });
+  return limits;
+}
+void Gui::set_limits(const LedgerLimits& limits) {
+  x_impl->thread.run_and_wait([&] { x_impl->core.set_limits(limits); });
+}
+
 ShareLedger& Gui::ledger() { return x_impl->core.ledger(); }
 
 Result<BufferId> Gui::create_buffer(uint64_t bytes, SurfaceListener& listener) {

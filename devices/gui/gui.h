@@ -111,7 +111,10 @@ class Gui {
   // Serves frontends that connect to the listening SOCK_SEQPACKET socket. Any thread.
   [[nodiscard]] Result<> listen(UniqueFd socket);
   void report_metrics(MetricSink& sink) const;  // any thread
-  [[nodiscard]] ShareLedger& ledger();          // set_free_per_iteration(), counters(): any thread
+  // Of orphans. Any other thread: they wait for the gui thread.
+  [[nodiscard]] LedgerLimits limits() const;
+  void set_limits(const LedgerLimits& limits);
+  [[nodiscard]] ShareLedger& ledger();  // set_free_per_iteration(), counters(): any thread
 
   // Fails when limits or the host are exhausted. `listener` hears released(); it must outlive the
   // buffer's release or call forget_listener().

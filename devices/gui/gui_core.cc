@@ -167,6 +167,11 @@ void GuiCore::run_pass() {
   schedule_pass();
 }
 
+void GuiCore::set_limits(const LedgerLimits& limits) {
+  x_ledger.set_limits(limits);
+  enforce_limits();
+}
+
 void GuiCore::enforce_limits() {
   const auto now = ShareLedger::Clock::now();
   const auto again = x_ledger.enforce_limits(now);

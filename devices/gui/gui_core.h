@@ -69,6 +69,7 @@ class GuiCore final : private ShareLedger::Owner {
   void set_cursor(SurfaceId id, const CursorContent& cursor);
   void remove_surface(SurfaceId id);
   void forget_listener(SurfaceListener& listener);
+  void set_limits(const LedgerLimits& limits);
 
   // For ChannelClient.
   [[nodiscard]] EventLoop& loop() { return x_loop; }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "devices/gui/gui.h"
 #include "vmm/machine_memory.h"
 #include "vmm/memory_return.h"
 
@@ -14,6 +15,8 @@ namespace {
 constexpr std::chrono::milliseconds kStatisticsAge{500};
 constexpr std::chrono::milliseconds kStatisticsPatience{250};  // with a guest that is busy
 constexpr const char* kNoBalloon = "this VM has no balloon: balloon.enabled = false in its config";
+
+constexpr const char* kNoGui = "this VM has no GUI: gui.enabled = false in its config";
 
 double uptime_s(const RunHistory& history) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - history.started).count();
@@ -102,6 +105,41 @@ Result<> MachineTarget::set_memory(const MemoryChange& change) {
   policy.start();  // harmless if it runs
   if (change.balloon_target) memory->balloon().set_target(*change.balloon_target);
   return {};
+}
+
+Result<GuiSettings> MachineTarget::gui() {
+  if (x_gui == nullptr) return host_error("{}", kNoGui);
+  const LedgerLimits limits = x_gui->limits();
+  const auto age = std::chrono::duration_cast<std::chrono::milliseconds>(limits.orphan_age_max);
+  return GuiSettings{.free_per_iteration = x_gui->ledger().free_per_iteration(),
+                     .orphan_bytes_max = limits.orphan_bytes_max,
+                     .orphans_max = limits.orphans_max,
+                     .orphan_ms_max = static_cast<uint32_t>(age.count())};
+}
+
+Result<> MachineTarget::set_gui(const GuiChange& change) {
+  if (x_gui == nullptr) return host_error("{}", kNoGui);
+  if (change.free_per_iteration) x_gui->ledger().set_free_per_iteration(*change.free_per_iteration);
+  LedgerLimits limits = x_gui->limits();
+  limits.orphan_bytes_max = change.orphan_bytes_max.value_or(limits.orphan_bytes_max);
+  limits.orphans_max = change.orphans_max.value_or(limits.orphans_max);
+  if (change.orphan_ms_max)
+    limits.orphan_age_max = std::chrono::milliseconds(*change.orphan_ms_max);
+  x_gui->set_limits(limits);
+  return {};
+}
+
+std::vector<GuiBuffers> MachineTarget::gui_buffers() {
+  if (x_gui == nullptr) return {};
+  const LedgerCounters& counters = x_gui->ledger().counters();
+  const auto part = [](const char* state, const LedgerCounters::Amount& amount) {
+    return GuiBuffers{.state = state,
+                      .buffers = amount.buffers.load(std::memory_order_relaxed),
+                      .bytes = amount.bytes.load(std::memory_order_relaxed)};
+  };
+  return {part("live", counters.live), part("orphan", counters.orphan),
+          part("freed", counters.freed), part("revoked", counters.revoked),
+          part("leaked", counters.leaked)};
 }
 
 Result<> MachineTarget::reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,

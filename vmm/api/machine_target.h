@@ -16,14 +16,15 @@ struct RunHistory {
   uint64_t boots = 0;
 };
 
-// Threading: the main loop's thread. `machine`, `history` and `stopping` must outlive it.
+// Threading: the main loop's thread. `machine`, `gui`, `history` and `stopping` must outlive it.
 class MachineTarget final : public ApiTarget {
  public:
-  MachineTarget(const VmConfig& config, EventLoop& loop, Machine& machine,
+  MachineTarget(const VmConfig& config, EventLoop& loop, Machine& machine, Gui* gui,
                 const RunHistory& history, const bool& stopping)
       : x_config(config),
         x_loop(loop),
         x_machine(machine),
+        x_gui(gui),
         x_history(history),
         x_stopping(stopping) {}
 
@@ -33,6 +34,9 @@ class MachineTarget final : public ApiTarget {
   [[nodiscard]] std::vector<DecisionLine> decisions() override;
   [[nodiscard]] MemorySettings memory() override;
   [[nodiscard]] Result<> set_memory(const MemoryChange& change) override;
+  [[nodiscard]] Result<GuiSettings> gui() override;
+  [[nodiscard]] Result<> set_gui(const GuiChange& change) override;
+  [[nodiscard]] std::vector<GuiBuffers> gui_buffers() override;
   [[nodiscard]] Result<> reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,
                                  std::function<void(ReclaimEnd)> done) override;
 
@@ -49,6 +53,7 @@ class MachineTarget final : public ApiTarget {
   const VmConfig& x_config;
   EventLoop& x_loop;
   Machine& x_machine;
+  Gui* const x_gui;  // null: none
   const RunHistory& x_history;
   const bool& x_stopping;
   std::set<std::shared_ptr<Wait>> x_waits;

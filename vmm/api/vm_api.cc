@@ -4,10 +4,10 @@
 
 #include <array>
 #include <boost/json/object.hpp>
-#include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 #include <boost/json/value.hpp>
 
+#include "vmm/api/api_body.h"
 #include "vmm/api/metric_writers.h"
 #include "vmm/config_schema.h"
 #include "vmm/suggest.h"
@@ -16,12 +16,6 @@ namespace lethe {
 namespace json = boost::json;
 
 namespace {
-
-using ReplyPtr = std::shared_ptr<HttpReply>;
-
-HttpAnswer json_answer(const json::object& object) {
-  return {.body = json::serialize(object) + "\n"};
-}
 
 void get_state(ApiTarget& target, const HttpRequest&, const ReplyPtr& reply) {
   const VmState state = target.state();
@@ -70,32 +64,6 @@ void get_memory(ApiTarget& target, const HttpRequest&, const ReplyPtr& reply) {
                            {"pool_max", memory.pool_max},
                            {"balloon_target", memory.balloon_target},
                            {"balloon_actual", memory.balloon_actual}}));
-}
-
-// The body as an object, or the answer that says why it is none.
-tl::expected<json::object, HttpAnswer> parse_body(const HttpRequest& request) {
-  json::error_code error;
-  json::parse_options options;
-  options.max_depth = 4;
-  const json::value value = json::parse(json::string_view(request.body), error, {}, options);
-  if (error)
-    return tl::unexpected(http_error(400, fmt::format("the body is no JSON: {}", error.message())));
-  if (!value.is_object())
-    return tl::unexpected(http_error(400, "the body must be a JSON object, such as {}"));
-  return value.get_object();
-}
-
-tl::unexpected<std::string> wrong(std::string_view key, std::string_view rule) {
-  return tl::unexpected(fmt::format("'{}' must be {}", key, rule));
-}
-
-// Bytes as a whole number, or a size as configs have it: "512M".
-tl::expected<uint64_t, std::string> bytes_of(std::string_view key, const json::value& value) {
-  if (value.is_uint64()) return value.get_uint64();
-  if (value.is_int64() && value.get_int64() >= 0) return static_cast<uint64_t>(value.get_int64());
-  if (value.is_string())
-    if (const auto bytes = parse_size(std::string_view(value.get_string()))) return *bytes;
-  return wrong(key, "a number of bytes, or a size in quotes such as \"512M\"");
 }
 
 tl::expected<MemoryChange, std::string> memory_change(const json::object& object) {
@@ -167,14 +135,13 @@ struct Route {
   void (*run)(ApiTarget&, const HttpRequest&, const ReplyPtr&);
 };
 
-constexpr std::array<Route, 6> kRoutes = {{
-    {"/state", "GET", get_state},
-    {"/stats", "GET", get_stats},
-    {"/metrics", "GET", get_metrics},
-    {"/memory", "GET", get_memory},
-    {"/memory", "PUT", put_memory},
-    {"/memory/reclaim", "POST", post_reclaim},
-}};
+constexpr std::array kRoutes = {
+    Route{"/state", "GET", get_state},     Route{"/stats", "GET", get_stats},
+    Route{"/metrics", "GET", get_metrics}, Route{"/memory", "GET", get_memory},
+    Route{"/memory", "PUT", put_memory},   Route{"/memory/reclaim", "POST", post_reclaim},
+    Route{"/gui", "GET", get_gui},         Route{"/gui", "PATCH", patch_gui},
+    Route{"/log", "GET", get_log},         Route{"/log", "PATCH", patch_log},
+};
 
 }  // namespace
 

@@ -44,6 +44,26 @@ struct MemoryChange {
   std::optional<uint64_t> balloon_target;
 };
 
+// What of the GUI can be set while the VM runs; as in [gui].
+struct GuiSettings {
+  uint32_t free_per_iteration = 0;
+  uint64_t orphan_bytes_max = 0;
+  uint32_t orphans_max = 0;
+  uint32_t orphan_ms_max = 0;
+};
+struct GuiChange {
+  std::optional<uint32_t> free_per_iteration;
+  std::optional<uint64_t> orphan_bytes_max;
+  std::optional<uint32_t> orphans_max;
+  std::optional<uint32_t> orphan_ms_max;
+};
+// Shared buffers, by what is or was their end.
+struct GuiBuffers {
+  const char* state;  // "live", "orphan", "freed", "revoked", "leaked"
+  uint64_t buffers = 0;
+  uint64_t bytes = 0;
+};
+
 struct DecisionLine {
   double age_s = 0;
   std::string text;  // what was changed, and why
@@ -70,6 +90,10 @@ class ApiTarget {
   [[nodiscard]] virtual MemorySettings memory() = 0;
   // Error: one line that says what does not fit; nothing was changed then.
   [[nodiscard]] virtual Result<> set_memory(const MemoryChange& change) = 0;
+  // Error: one line (the VM has no GUI).
+  [[nodiscard]] virtual Result<GuiSettings> gui() = 0;
+  [[nodiscard]] virtual Result<> set_gui(const GuiChange& change) = 0;
+  [[nodiscard]] virtual std::vector<GuiBuffers> gui_buffers() = 0;
   // Pulls free memory out of the guest: `bytes`, or UINT64_MAX for all. The callbacks run on the
   // main loop, `progress` (bytes so far) any number of times, `done` once, neither before this
   // returns, and not after the machine's end. Error: one line (there is no balloon).

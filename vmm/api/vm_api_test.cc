@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "base/log.h"
 #include "vmm/api/fake_api_client.h"
 #include "vmm/api/http_client.h"
 
@@ -38,6 +39,19 @@ class FakeTarget final : public ApiTarget {
     if (asked.balloon_target) settings.balloon_target = *asked.balloon_target;
     return {};
   }
+  [[nodiscard]] Result<GuiSettings> gui() override {
+    if (refuse) return host_error("no GUI");
+    return gui_settings;
+  }
+  [[nodiscard]] Result<> set_gui(const GuiChange& asked) override {
+    gui_asked = asked;
+    if (refuse) return host_error("no GUI");
+    if (asked.orphan_bytes_max) gui_settings.orphan_bytes_max = *asked.orphan_bytes_max;
+    return {};
+  }
+  [[nodiscard]] std::vector<GuiBuffers> gui_buffers() override {
+    return {{"live", 3, 4096}, {"leaked", 0, 0}};
+  }
   [[nodiscard]] Result<> reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,
                                  std::function<void(ReclaimEnd)> done) override {
     if (refuse) return host_error("one pull is under way");
@@ -49,6 +63,8 @@ class FakeTarget final : public ApiTarget {
 
   MemorySettings settings{.policy = "auto", .policy_now = "pool"};
   MemoryChange change;
+  GuiSettings gui_settings{.free_per_iteration = 10000, .orphan_ms_max = 5};
+  GuiChange gui_asked;
   bool refuse = false;
   std::optional<uint64_t> pulled;
   std::function<void(uint64_t)> on_progress;
@@ -134,6 +150,52 @@ TEST_F(VmApi, what_the_machine_refuses_is_a_conflict) {
   x_target.refuse = true;
   expect_refused(409, "PUT", "/memory", R"({"policy":"pool"})", "no balloon");
   expect_refused(409, "POST", "/memory/reclaim", R"({"bytes":"all"})", "one pull is under way");
+}
+
+TEST_F(VmApi, tells_and_sets_the_guis_limits) {
+  EXPECT_EQ(ask("GET", "/gui").body,
+            "{\"free_per_iteration\":10000,\"orphan_bytes_max\":0,\"orphans_max\":0,"
+            "\"orphan_ms_max\":5,\"buffers\":{\"live\":{\"buffers\":3,\"bytes\":4096},"
+            "\"leaked\":{\"buffers\":0,\"bytes\":0}}}\n");
+  const ClientAnswer answer =
+      ask("PATCH", "/gui", R"({"free_per_iteration":0,"orphan_bytes_max":"64M","orphans_max":7})");
+  EXPECT_EQ(answer.status, 200u) << answer.body;
+  EXPECT_EQ(x_target.gui_asked.free_per_iteration, 0u);
+  EXPECT_EQ(x_target.gui_asked.orphan_bytes_max, 64 * kMiB);
+  EXPECT_EQ(x_target.gui_asked.orphans_max, 7u);
+  EXPECT_EQ(x_target.gui_asked.orphan_ms_max, std::nullopt);
+  EXPECT_THAT(answer.body, HasSubstr("\"orphan_bytes_max\":67108864"));
+  x_target.refuse = true;
+  expect_refused(409, "GET", "/gui", "", "no GUI");
+  expect_refused(409, "PATCH", "/gui", "{}", "no GUI");
+}
+
+TEST_F(VmApi, bad_gui_bodies_change_nothing) {
+  const auto refused = [&](const std::string& body, const std::string& text) {
+    expect_refused(400, "PATCH", "/gui", body, text);
+  };
+  refused(R"({"free_per_iteration":-1})", "'free_per_iteration' must be a whole number");
+  refused(R"({"free_per_iteration":"1K"})", "'free_per_iteration' must be a whole number");
+  refused(R"({"orphan_ms_max":0})", "from 1 to 3600000");
+  refused(R"({"orphans_max":99999999999})", "from 0 to 16777216");
+  refused(R"({"orphan_bytes_max":"1X"})", "'orphan_bytes_max' must be a size");
+  refused(R"({"orphan_max":1})", "did you mean 'orphans_max'?");
+  refused(R"({"enabled":true})", "can't be set");
+  EXPECT_EQ(x_target.gui_asked.orphans_max, std::nullopt);
+}
+
+TEST_F(VmApi, log_levels_change_while_it_runs) {
+  const std::string before = log_levels();
+  EXPECT_THAT(ask("PATCH", "/log", R"({"levels":"error,gui=debug"})").body, HasSubstr("vmm=error"));
+  EXPECT_TRUE(log_enabled(LogModule::kGui, LogLevel::kDebug));
+  EXPECT_FALSE(log_enabled(LogModule::kPci, LogLevel::kWarn));
+  EXPECT_THAT(ask("GET", "/log").body, HasSubstr("legacy=error,gui=debug\""));
+  expect_refused(400, "PATCH", "/log", R"({"levels":"loud"})", "log level 'loud' is not known");
+  expect_refused(400, "PATCH", "/log", R"({"levels":"gpu=debug"})", "log module 'gpu'");
+  expect_refused(400, "PATCH", "/log", R"({"level":"warn"})", "the body must be");
+  expect_refused(400, "PATCH", "/log", R"({"levels":3})", "the body must be");
+  EXPECT_TRUE(log_enabled(LogModule::kGui, LogLevel::kDebug));
+  EXPECT_TRUE(set_log_levels(before));
 }
 
 TEST_F(VmApi, unknown_paths_and_methods_are_told) {

@@ -21,10 +21,13 @@ struct Command {
   int (*run)(int argc, char** argv);
 };
 
-constexpr std::array<Command, 8> kCommands = {{
+constexpr std::array<Command, 11> kCommands = {{
     {"run", "run a VM to its end", command_run},
     {"validate", "check a config and the files it names", command_validate},
     {"check", "boot guests from configs and check what they do", command_check},
+    {"attach", "show a running VM's screen and windows on this desktop", command_attach},
+    {"vnc", "serve a running VM's screen to VNC clients and browsers", command_vnc},
+    {"shot", "write a picture of a running VM's screen", command_shot},
     {"stats", "show what a running VM counts", command_stats},
     {"top", "show all running VMs, live", command_top},
     {"reclaim", "pull free memory out of a running guest", command_reclaim},

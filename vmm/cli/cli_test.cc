@@ -85,6 +85,10 @@ TEST_F(Cli, wrong_words_are_one_line_and_exit_code_2) {
   expect_refused("reclaim a b c", 2, "'c' is one too many");
   for (const char* bytes : {"0", "-1", "1X", "some", "''", "99999999999999999999", "1.5G"})
     expect_refused(fmt::format("reclaim a {}", bytes), 2, "");
+  for (const char* command : {"attach", "vnc", "shot"}) {
+    expect_refused(command, 2, "NAME is required");
+    expect_refused(fmt::format("{} --frobnicate x", command), 2, "'--frobnicate' is not known");
+  }
   expect_refused("top now", 2, "'now' is one too many");
   expect_refused("top -d 0", 2, "--delay");
   expect_refused("top -d nan", 2, "--delay");
@@ -110,6 +114,10 @@ TEST_F(Cli, a_vm_that_does_not_run_is_one_line_and_exit_code_1) {
   expect_refused("reclaim crashed", 1, "'crashed' does not run, nor does any other VM");
   expect_refused("reclaim crashed 1M", 1, "'crashed' does not run, nor does any other VM");
   EXPECT_THAT(lethe("top").out, StartsWith("0 VMs, "));
+  for (const char* command : {"attach", "vnc", "shot"}) {
+    expect_refused(fmt::format("{} nobody x", command), 1, "'nobody' does not run, nor does any");
+    expect_refused(fmt::format("{} ''", command), 1, "'' does not run");
+  }
   expect_refused("stats ''", 1, "'' does not run");
   expect_refused("stats ../lethe/crashed", 1, "does not run");
   expect_refused(fmt::format("stats {}", std::string(300, 'a')), 1, "does not run");

@@ -101,6 +101,27 @@ void add_memory(Table& table, const json::value& stats) {
   table.bytes("actual", "balloon.actual_bytes");
 }
 
+// Buffers and bytes of a state of shared buffers, if there are any.
+void add_buffers(Table& table, const json::value& stats, const char* state,
+                 const char* now_or_total, const char* note) {
+  const std::string name(now_or_total);
+  const auto count = number_at(stats, "gui.buffers" + name + "." + state);
+  const auto bytes = number_at(stats, "gui.buffer_bytes" + name + "." + state);
+  if (count && bytes)
+    table.row(state, fmt::format("{:.0f} ({}){}", *count, human_bytes(*bytes), note));
+}
+
+void add_gui(Table& table, const json::value& stats) {
+  table.section("buffers shared with frontends");
+  table.count("frontends", "gui.frontends");
+  add_buffers(table, stats, "live", "", "");
+  add_buffers(table, stats, "orphan", "", ", given up by the guest, kept by a frontend");
+  add_buffers(table, stats, "freed", "_ended_total", "");
+  add_buffers(table, stats, "revoked", "_ended_total", ", kept for too long");
+  add_buffers(table, stats, "leaked", "_ended_total", ", the host refused");
+  table.count("frames sent", "gui.frames_total");
+}
+
 void add_decisions(Table& table, const json::value& stats) {
   table.section("governor");
   if (number_at(stats, "governor.steps_total").value_or(1) > 0) {  // else it never looked
@@ -133,6 +154,7 @@ std::string stats_table(const json::value& state, const json::value& stats) {
     head += fmt::format(", started {:.0f} times", boots);
   Table table(stats);
   add_memory(table, stats);
+  add_gui(table, stats);
   add_decisions(table, stats);
   return head + "\n" + table.take();
 }

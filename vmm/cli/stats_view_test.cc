@@ -40,6 +40,24 @@ TEST(StatsView, shows_what_there_is_and_leaves_out_the_rest) {
             "  1 min 1 s ago         pool to 64 MiB: memory pressure 12 %\n");
 }
 
+TEST(StatsView, shows_the_share_ledger) {
+  const auto stats = boost::json::parse(
+      R"({"gui":{"frontends":2,"frames_total":7,"buffers":{"live":3,"orphan":1},
+          "buffer_bytes":{"live":1048576,"orphan":4096},"buffers_ended_total":{"freed":9,
+          "revoked":1,"leaked":0},"buffer_bytes_ended_total":{"freed":8192,"revoked":4096,
+          "leaked":0}}})");
+  EXPECT_THAT(stats_table(boost::json::parse("{}"), stats),
+              HasSubstr("\nbuffers shared with frontends\n"
+                        "  frontends             2\n"
+                        "  live                  3 (1 MiB)\n"
+                        "  orphan                1 (4 KiB), given up by the guest, kept by a "
+                        "frontend\n"
+                        "  freed                 9 (8 KiB)\n"
+                        "  revoked               1 (4 KiB), kept for too long\n"
+                        "  leaked                0 (0), the host refused\n"
+                        "  frames sent           7\n"));
+}
+
 TEST(StatsView, answers_of_any_shape_do_no_harm) {
   for (const char* text :
        {"null", "[]", "1", "{}", R"({"memory":7,"return":[],"decisions":{}})",

@@ -203,5 +203,40 @@ TEST_F(VmCommands, reclaim_is_interrupted_cleanly) {
   }
 }
 
+// The program is run from a directory of its own, with stand-ins for the frontends beside it.
+TEST_F(VmCommands, frontends_get_name_and_words_and_their_exit_code_is_ours) {
+  std::filesystem::create_directories(x_dir + "/bin");
+  std::filesystem::copy_file(LETHE_PROGRAM, x_dir + "/bin/lethe");
+  const auto ran = [this](const std::string& words) {
+    const std::string command = fmt::format(
+        "XDG_RUNTIME_DIR={0} PATH=/nowhere:relative /usr/bin/timeout 30 {0}/bin/lethe {1} >{0}/out "
+        "2>{0}/err </dev/null",
+        x_dir, words);
+    const int status = std::system(command.c_str());
+    return Ran{WIFEXITED(status) ? WEXITSTATUS(status) : -1, read("out"), read("err")};
+  };
+  serve("web", texts({}));
+  serve("mail", texts({}));
+  EXPECT_EQ(ran("attach webb").err, "lethe: 'webb' does not run; running: mail, web\n");
+  EXPECT_EQ(ran("attach web").err,
+            "lethe: 'web' has no GUI: add [gui] enabled = true to its config, and run it anew\n");
+  std::ofstream(x_dir + "/lethe/web/gui.sock").put('x');  // stands for a socket
+  Ran refused = ran("attach web");
+  EXPECT_EQ(refused.code, 1);
+  EXPECT_EQ(refused.err,
+            fmt::format("lethe: 'lethe-view' is not there: build it (./dev build), and put it "
+                        "beside lethe in {}/bin/ or into PATH\n",
+                        x_dir));
+  for (const auto& [command, program] :
+       {std::pair("attach", "lethe-view"), {"vnc", "lethe-vnc"}, {"shot", "lethe-shot"}}) {
+    const std::string path = fmt::format("{}/bin/{}", x_dir, program);
+    std::ofstream(path) << "#!/bin/sh\necho \"$0|$*\"\nexit 42\n";
+    std::filesystem::permissions(path, std::filesystem::perms::owner_all);
+    const Ran good = ran(fmt::format("{} web --window 'a b' -h", command));
+    EXPECT_EQ(good.code, 42) << good.err;
+    EXPECT_EQ(good.out, fmt::format("{}|web --window a b -h\n", path));
+  }
+}
+
 }  // namespace
 }  // namespace lethe
