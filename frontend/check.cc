@@ -95,9 +95,6 @@ Complaint complaint(const Cursor& cursor) {
   if (cursor.width < 1 || cursor.width > kCursorPixelsMax || cursor.height < 1 ||
       cursor.height > kCursorPixelsMax)
     return fmt::format("size {}x{}", cursor.width, cursor.height);
-  if (cursor.hot_x >= cursor.width || cursor.hot_y >= cursor.height)
-    return fmt::format("hot spot {},{} of {}x{}", cursor.hot_x, cursor.hot_y, cursor.width,
-                       cursor.height);
   if (cursor.offset > kBufferBytesMax) return fmt::format("offset {}", cursor.offset);
   return std::nullopt;
 }

@@ -248,8 +248,9 @@ Result<> Client::take(const Cursor& cursor, Received&, Listener& listener) {
     listener.on_cursor(cursor.surface, {.pixels = buffer->mapping.data() + cursor.offset,
                                         .width = cursor.width,
                                         .height = cursor.height,
-                                        .hot_x = cursor.hot_x,
-                                        .hot_y = cursor.hot_y});
+                                        .hot_x = std::min(cursor.hot_x, cursor.width - 1),
+
+                                        .hot_y = std::min(cursor.hot_y, cursor.height - 1)});
   return {};
 }
 

@@ -55,7 +55,8 @@ struct FrameView {
   Rect damage;                        // since the last on_frame of this surface; may be empty
 };
 
-// B8G8R8A8, lines of width * 4 bytes, valid until the callback returns.
+// B8G8R8A8, lines of width * 4 bytes, valid until the callback returns. The hot spot, which guests
+// choose freely, is moved into the picture.
 struct CursorView {
   const std::byte* pixels = nullptr;  // null: no cursor is shown
   uint32_t width = 0, height = 0, hot_x = 0, hot_y = 0;

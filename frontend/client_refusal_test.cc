@@ -230,7 +230,6 @@ TEST_F(ClientRefusalTest, refuses_cursors_that_reach_outside_of_their_buffer) {
       {"no buffer 5 of generation 1", [](Cursor& c) { c.generation = 1; }},
       {"size 257x4", [](Cursor& c) { c.width = 257; }},
       {"size 4x0", [](Cursor& c) { c.height = 0; }},
-      {"hot spot 4,0", [](Cursor& c) { c.hot_x = 4; }},
       {"of a buffer of 64", [](Cursor& c) { c.offset = 4; }},
       {"of a buffer of 64", [](Cursor& c) { c.width = c.height = 256; }},
   };

@@ -137,6 +137,7 @@ TEST_F(ClientTest, shows_and_hides_the_cursor) {
   cursor.buffer = 5;
   cursor.width = cursor.height = 4;
   cursor.hot_x = 3;
+  cursor.hot_y = 4000;
   cursor.generation = 9;
   ASSERT_TRUE(vm_.send(cursor, Type::kCursor));
   cursor = {};
@@ -146,6 +147,7 @@ TEST_F(ClientTest, shows_and_hides_the_cursor) {
   process();
   ASSERT_EQ(recorder_.cursors.size(), 2U);
   EXPECT_EQ(recorder_.cursors[0].hot_x, 3U);
+  EXPECT_EQ(recorder_.cursors[0].hot_y, 3U) << "moved into the picture";
   EXPECT_EQ(recorder_.cursors[1].pixels, nullptr);
 }
 

@@ -1,0 +1,338 @@
+// lethe-view as a program on an X server of its own, against a fake VM.
+#include <X11/keysym.h>
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <linux/input-event-codes.h>
+#include <linux/virtio_gpu.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <sstream>
+
+#include "base/test_util.h"
+#include "frontend/fake_vm.h"
+#include "frontend/view/fake_x_server.h"
+
+namespace lethe::gui {
+namespace {
+
+Picture pattern(uint32_t width, uint32_t height, uint32_t seed = 1) {
+  Picture picture(width, height);
+  for (uint32_t i = 0; i < picture.pixels.size(); ++i)
+    picture.pixels[i] = (i * 0x010307 * seed + seed) & 0xFFFFFF;
+  return picture;
+}
+
+class ViewProgram : public testing::Test {
+ protected:
+  static void SetUpTestSuite() { x_ = std::make_unique<XServer>(); }
+  static void TearDownTestSuite() { x_.reset(); }
+
+  void SetUp() override {
+    ASSERT_TRUE(x_->running()) << "Xvfb does not start";
+    char name[] = "/tmp/lethe-view-test-XXXXXX";
+    folder_ = ::mkdtemp(name);
+    std::filesystem::create_directories(folder_ + "/lethe/work");
+    vm_.emplace(folder_ + "/lethe/work/gui.sock");
+    // The pointer stays out of the windows, and no key down, whatever the last test did.
+    x_->move_pointer(1000, 750);
+  }
+  void TearDown() override {
+    if (pid_ > 0) {
+      ::kill(pid_, SIGKILL);
+      ::waitpid(pid_, nullptr, 0);
+    }
+    std::filesystem::remove_all(folder_);
+  }
+
+  void start(std::vector<std::string> arguments, const std::string& display) {
+    pid_ = ::fork();
+    if (pid_ != 0) return;
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    ::setenv("XDG_RUNTIME_DIR", folder_.c_str(), 1);
+    ::unsetenv("WAYLAND_DISPLAY");
+    ::unsetenv("SDL_VIDEODRIVER");
+    if (display.empty())
+      ::unsetenv("DISPLAY");
+    else
+      ::setenv("DISPLAY", display.c_str(), 1);
+    const int log = ::open((folder_ + "/log").c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    ::dup2(log, 1);
+    ::dup2(log, 2);
+    std::vector<char*> argv{const_cast<char*>(LETHE_VIEW_PROGRAM)};
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    argv.push_back(nullptr);
+    ::execv(LETHE_VIEW_PROGRAM, argv.data());
+    std::_Exit(127);
+  }
+  // Its exit code, or -1 if it does not end in time.
+  int finish() {
+    int status = 0;
+    if (!eventually([&] { return ::waitpid(pid_, &status, WNOHANG) == pid_; })) return -1;
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+  std::string log() const {
+    std::ifstream file(folder_ + "/log");
+    std::stringstream text;
+    text << file.rdbuf();
+    return text.str();
+  }
+  // lethe-view, welcomed, with one screen of kWidth x kHeight that shows picture_.
+  void start_with_screen(std::vector<std::string> arguments = {"work"}) {
+    start(std::move(arguments), x_->name());
+    ASSERT_TRUE(vm_->accept()) << log();
+    ASSERT_TRUE(vm_->receive<Hello>(Type::kHello)) << vm_->complaint();
+    ASSERT_TRUE(vm_->welcome("work"));
+    ASSERT_TRUE(vm_->surface(1, SurfaceKind::kScreen, kWidth, kHeight));
+    ASSERT_TRUE(vm_->buffer(0, 1, memory_));
+    show(1, picture_);
+    const auto window = x_->wait_for_window("[work]");
+    ASSERT_TRUE(window) << log();
+    window_ = *window;
+    ASSERT_TRUE(x_->wait_for_picture(window_, picture_)) << log();
+  }
+  void show(uint64_t surface, const Picture& picture) {
+    std::memcpy(memory_.pixels(), picture.pixels.data(), picture.pixels.size() * sizeof(Pixel));
+    ASSERT_TRUE(vm_->send(FakeVm::frame(surface, ++frame_, 0, 1, picture.width, picture.height),
+                          Type::kFrame));
+    ASSERT_TRUE(vm_->receive_until<DoneReading>(Type::kDoneReading)) << log();
+  }
+  void take_focus() {
+    x_->focus(window_);
+    ASSERT_TRUE(eventually([&] {
+      x_->focus(window_);
+      const auto focus = vm_->receive_until<Focus>(Type::kFocus, std::chrono::milliseconds(200));
+      return focused_ = focused_ || (focus && focus->focused == 1);
+    })) << log();
+  }
+  void expect_key(uint32_t code, bool down) {
+    const auto key = vm_->receive_until<Key>(Type::kKey);
+    ASSERT_TRUE(key) << vm_->complaint();
+    EXPECT_EQ(key->code, code);
+    EXPECT_EQ(key->down, down ? 1U : 0U);
+    EXPECT_EQ(key->surface, 1U);
+  }
+
+  static constexpr uint32_t kWidth = 320, kHeight = 200;
+  static std::unique_ptr<XServer> x_;
+  std::string folder_;
+  std::optional<FakeVm> vm_;
+  FakeBuffer memory_{1 << 20};
+  Picture picture_ = pattern(kWidth, kHeight);
+  XServer::Window window_;
+  uint64_t frame_ = 0;
+  bool focused_ = false;
+  pid_t pid_ = -1;
+};
+std::unique_ptr<XServer> ViewProgram::x_;
+
+TEST_F(ViewProgram, shows_the_screen_byte_by_byte_and_follows_damage) {
+  start_with_screen();
+  EXPECT_EQ(window_.width, kWidth);
+  EXPECT_EQ(window_.height, kHeight);
+  // Only what is damaged may change on the host.
+  Picture expected = picture_;
+  for (uint32_t y = 10; y < 30; ++y)
+    for (uint32_t x = 100; x < 150; ++x) expected.line(y)[x] = 0xABCDEF;
+  std::fill_n(memory_.pixels(), picture_.pixels.size(), 0xABCDEFU);
+  Frame frame = FakeVm::frame(1, ++frame_, 0, 1, kWidth, kHeight);
+  frame.damage_x = 100, frame.damage_y = 10, frame.damage_width = 50, frame.damage_height = 20;
+  ASSERT_TRUE(vm_->send(frame, Type::kFrame));
+  EXPECT_TRUE(x_->wait_for_picture(window_, expected)) << log();
+}
+
+TEST_F(ViewProgram, shows_all_eight_formats) {
+  start_with_screen();
+  for (const uint32_t format :
+       {VIRTIO_GPU_FORMAT_B8G8R8A8_UNORM, VIRTIO_GPU_FORMAT_A8R8G8B8_UNORM,
+        VIRTIO_GPU_FORMAT_X8R8G8B8_UNORM, VIRTIO_GPU_FORMAT_R8G8B8A8_UNORM,
+        VIRTIO_GPU_FORMAT_X8B8G8R8_UNORM, VIRTIO_GPU_FORMAT_A8B8G8R8_UNORM,
+        VIRTIO_GPU_FORMAT_R8G8B8X8_UNORM, VIRTIO_GPU_FORMAT_B8G8R8X8_UNORM}) {
+    std::memcpy(memory_.pixels(), picture_.pixels.data(), picture_.pixels.size() * sizeof(Pixel));
+    Picture expected(kWidth, kHeight);
+    for (uint32_t y = 0; y < kHeight; ++y)
+      convert_line(reinterpret_cast<const std::byte*>(memory_.pixels() + y * kWidth), format,
+                   expected.line(y), kWidth);
+    Frame frame = FakeVm::frame(1, ++frame_, 0, 1, kWidth, kHeight);
+    frame.format = format;
+    ASSERT_TRUE(vm_->send(frame, Type::kFrame));
+    EXPECT_TRUE(x_->wait_for_picture(window_, expected)) << format;
+  }
+}
+
+TEST_F(ViewProgram, sends_keys_by_their_place_and_releases_them_with_the_focus) {
+  start_with_screen();
+  take_focus();
+  x_->key(XK_a, true);
+  expect_key(KEY_A, true);
+  x_->key(XK_a, false);
+  expect_key(KEY_A, false);
+  x_->key(XK_Shift_L, true);
+  expect_key(KEY_LEFTSHIFT, true);
+  XServer::Window elsewhere;
+  elsewhere.id = 1;  // PointerRoot
+  x_->focus(elsewhere);
+  expect_key(KEY_LEFTSHIFT, false);
+  x_->key(XK_Shift_L, false);
+}
+
+TEST_F(ViewProgram, sends_the_pointer_buttons_and_wheel) {
+  start_with_screen();
+  x_->move_pointer(window_.x + 17, window_.y + 23);
+  std::optional<Motion> motion;
+  ASSERT_TRUE(eventually([&] {
+    motion = vm_->receive_until<Motion>(Type::kMotion, std::chrono::milliseconds(200));
+    return motion && motion->x == 17 && motion->y == 23;
+  })) << log();
+  x_->button(3, true);
+  const auto press = vm_->receive_until<Button>(Type::kButton);
+  ASSERT_TRUE(press && press->code == BTN_RIGHT && press->down == 1) << vm_->complaint();
+  x_->button(3, false);
+  const auto release = vm_->receive_until<Button>(Type::kButton);
+  ASSERT_TRUE(release && release->code == BTN_RIGHT && release->down == 0) << vm_->complaint();
+  x_->button(4, true);
+  x_->button(4, false);
+  const auto wheel = vm_->receive_until<Wheel>(Type::kWheel);
+  ASSERT_TRUE(wheel && wheel->vertical == 1 && wheel->horizontal == 0) << vm_->complaint();
+}
+
+TEST_F(ViewProgram, tells_the_guest_of_a_new_size_and_follows_the_guests) {
+  start_with_screen();
+  x_->resize(window_, 400, 300);
+  const auto configure = vm_->receive_until<Configure>(Type::kConfigure);
+  ASSERT_TRUE(configure) << vm_->complaint();
+  EXPECT_EQ(configure->width, 400U);
+  EXPECT_EQ(configure->height, 300U);
+  ASSERT_TRUE(vm_->surface(1, SurfaceKind::kScreen, 240, 160));
+  show(1, pattern(240, 160, 3));
+  ASSERT_TRUE(eventually([&] {
+    window_ = *x_->wait_for_window("[work]");
+    return window_.width == 240 && window_.height == 160;
+  }));
+  EXPECT_TRUE(x_->wait_for_picture(window_, pattern(240, 160, 3))) << log();
+}
+
+TEST_F(ViewProgram, shows_guest_windows_with_title_place_popup_and_close) {
+  start_with_screen();
+  ASSERT_TRUE(vm_->surface(2, SurfaceKind::kWindow, 100, 80, "xterm", 400, 300,
+                           kSurfaceVisible | kSurfaceResizable));
+  show(2, pattern(100, 80, 5));
+  const auto window = x_->wait_for_window("[work] xterm");
+  ASSERT_TRUE(window) << log();
+  EXPECT_EQ(window->x, 400);
+  EXPECT_EQ(window->y, 300);
+  EXPECT_FALSE(window->override_redirect);
+  EXPECT_TRUE(x_->wait_for_picture(*window, pattern(100, 80, 5))) << log();
+
+  ASSERT_TRUE(vm_->surface(3, SurfaceKind::kWindow, 40, 30, "menu", 410, 320,
+                           kSurfaceVisible | kSurfacePopup, 2));
+  show(3, pattern(40, 30, 7));
+  const auto menu = x_->wait_for_window("[work] menu");
+  ASSERT_TRUE(menu) << log();
+  EXPECT_TRUE(menu->override_redirect);
+  EXPECT_EQ(menu->x, 410);
+  EXPECT_EQ(menu->y, 320);
+  EXPECT_TRUE(x_->wait_for_picture(*menu, pattern(40, 30, 7))) << log();
+  ASSERT_TRUE(vm_->send(SurfaceGone{.header = {}, .surface = 3}, Type::kSurfaceGone));
+  EXPECT_TRUE(eventually([&] {
+    for (const auto& each : x_->windows())
+      if (each.title == "[work] menu") return false;
+    return true;
+  }));
+
+  x_->ask_to_close(*window);
+  const auto close = vm_->receive_until<Close>(Type::kClose);
+  ASSERT_TRUE(close) << vm_->complaint();
+  EXPECT_EQ(close->surface, 2U);
+  ASSERT_TRUE(vm_->surface(2, SurfaceKind::kWindow, 100, 80, "vi", 450, 310));
+  const auto moved = x_->wait_for_window("[work] vi");
+  ASSERT_TRUE(moved) << log();
+  EXPECT_TRUE(eventually([&] {
+    const auto now = x_->wait_for_window("[work] vi");
+    return now && now->x == 450 && now->y == 310;
+  }));
+}
+
+TEST_F(ViewProgram, survives_the_vms_end_and_says_so_in_title_picture_and_log) {
+  start_with_screen();
+  ASSERT_TRUE(vm_->bye(ByeReason::kVmEnded));
+  vm_->close();
+  ASSERT_TRUE(x_->wait_for_window("[work] - ended")) << log();
+  EXPECT_NE(log().find("work: the VM has ended"), std::string::npos) << log();
+  ASSERT_TRUE(eventually([&] { return x_->screenshot(window_) != picture_; }));
+  const Picture now = x_->screenshot(window_).value();
+  for (uint32_t x = 0; x < kWidth; ++x) {
+    EXPECT_EQ(now.at(x, 0), picture_.at(x, 0)) << "the last picture stays";
+  }
+  EXPECT_NE(std::count(now.pixels.begin(), now.pixels.end(), 0xFFDC78U), 0) << "no text in it";
+  x_->ask_to_close(window_);
+  EXPECT_EQ(finish(), 0) << log();
+}
+
+TEST_F(ViewProgram, reconnects_to_a_vm_that_was_started_again) {
+  start_with_screen();
+  take_focus();
+  vm_->close();
+  ASSERT_TRUE(x_->wait_for_window("[work] - ended")) << log();
+  x_->key(XK_r, true);
+  x_->key(XK_r, false);
+  ASSERT_TRUE(vm_->accept()) << log();
+  ASSERT_TRUE(vm_->receive<Hello>(Type::kHello)) << vm_->complaint();
+  ASSERT_TRUE(vm_->welcome("work"));
+  ASSERT_TRUE(vm_->surface(9, SurfaceKind::kScreen, kWidth, kHeight));
+  ASSERT_TRUE(vm_->buffer(0, 2, memory_));
+  const Picture second = pattern(kWidth, kHeight, 9);
+  std::memcpy(memory_.pixels(), second.pixels.data(), second.pixels.size() * sizeof(Pixel));
+  ASSERT_TRUE(vm_->send(FakeVm::frame(9, 1, 0, 2, kWidth, kHeight), Type::kFrame));
+  ASSERT_TRUE(eventually([&] {
+    const auto window = x_->wait_for_window("[work]");
+    return window && x_->screenshot(*window) == second;
+  })) << log();
+}
+
+TEST_F(ViewProgram, survives_a_revoked_buffer) {
+  start_with_screen();
+  memory_.revoke();
+  ASSERT_TRUE(vm_->send(FakeVm::frame(1, ++frame_, 0, 1, kWidth, kHeight), Type::kFrame));
+  EXPECT_TRUE(x_->wait_for_picture(window_, Picture(kWidth, kHeight))) << log();
+}
+
+TEST_F(ViewProgram, does_not_run_while_nothing_happens) {
+  start_with_screen();
+  const auto ticks = [&] {
+    std::ifstream file("/proc/" + std::to_string(pid_) + "/schedstat");
+    uint64_t on_cpu = 0, waited = 0, slices = 0;
+    file >> on_cpu >> waited >> slices;
+    return slices;
+  };
+  (void)eventually([] { return false; }, std::chrono::milliseconds(300));  // settles
+  const uint64_t before = ticks();
+  (void)eventually([] { return false; }, std::chrono::milliseconds(1000));
+  EXPECT_LE(ticks() - before, 5U);
+}
+
+TEST_F(ViewProgram, says_so_when_there_is_no_display) {
+  start({"work"}, "");
+  EXPECT_EQ(finish(), 1);
+  EXPECT_NE(log().find("no display"), std::string::npos) << log();
+  EXPECT_NE(log().find("lethe-vnc"), std::string::npos) << log();
+}
+
+TEST_F(ViewProgram, exits_with_1_without_the_vm_and_with_2_on_bad_usage) {
+  start({"other"}, x_->name());
+  EXPECT_EQ(finish(), 1);
+  EXPECT_NE(log().find("'other' does not run"), std::string::npos) << log();
+  start({"work", "--scale", "big"}, x_->name());
+  EXPECT_EQ(finish(), 2);
+  start({"--help"}, "");
+  EXPECT_EQ(finish(), 0);
+}
+
+}  // namespace
+}  // namespace lethe::gui
