@@ -1,0 +1,271 @@
+#include "devices/virtio/gpu/screens.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/log.h"
+#include "devices/virtio/gpu/edid.h"
+
+namespace lethe {
+
+Screens::~Screens() { x_gui.forget_listener(*this); }
+
+Result<> Screens::open(uint32_t count, uint32_t width, uint32_t height) {
+  x_screens.resize(count);
+  for (Screen& screen : x_screens) {
+    screen.wanted_width = width;
+    screen.wanted_height = height;
+  }
+  for (size_t i = 0; i < x_screens.size(); ++i) {
+    LETHE_TRY_ASSIGN(x_screens[i].surface, x_gui.add_surface(state(i), *this));
+  }
+  return {};
+}
+
+SurfaceState Screens::state(size_t index) const {
+  uint64_t left = 0;
+  for (size_t i = 0; i < index; ++i) left += x_screens[i].width();
+  return {.kind = gui::SurfaceKind::kScreen,
+          .flags = gui::kSurfaceVisible | gui::kSurfaceResizable,
+          .x = static_cast<int32_t>(left),  // 16 screens of 16384 pixels at most
+          .width = x_screens[index].width(),
+          .height = x_screens[index].height(),
+          .output = static_cast<uint32_t>(index),
+          .title = x_screens.size() > 1 ? fmt::format("screen {}", index + 1) : ""};
+}
+
+// A screen's width moves those to its right.
+void Screens::update_states() {
+  for (size_t i = 0; i < x_screens.size(); ++i)
+    x_gui.update_surface(x_screens[i].surface, state(i));
+}
+
+// --- what the guest is told
+
+virtio_gpu_resp_display_info Screens::display_info() const {
+  virtio_gpu_resp_display_info info{};
+  uint32_t left = 0;
+  for (size_t i = 0; i < x_screens.size(); ++i) {
+    const Screen& screen = x_screens[i];
+    info.pmodes[i].enabled = 1;
+    info.pmodes[i].r = {left, 0, screen.wanted_width, screen.wanted_height};
+    left += screen.wanted_width;
+  }
+  return info;
+}
+
+uint32_t Screens::edid(uint32_t scanout, virtio_gpu_resp_edid& answer) const {
+  if (scanout >= x_screens.size()) return VIRTIO_GPU_RESP_ERR_INVALID_SCANOUT_ID;
+  const Screen& screen = x_screens[scanout];
+  const Edid edid = make_edid(screen.wanted_width, screen.wanted_height, scanout);
+  answer.size = edid.size;
+  std::memcpy(answer.edid, edid.bytes.data(), edid.size);
+  return VIRTIO_GPU_RESP_OK_EDID;
+}
+
+void Screens::configure(SurfaceId surface, int32_t /*x*/, int32_t /*y*/, uint32_t width,
+                        uint32_t height) {
+  const auto found = std::ranges::find(x_screens, surface, &Screen::surface);
+  if (found == x_screens.end()) return;
+  width = std::clamp(width, kSideMin, gui::kSidePixelsMax);
+  height = std::clamp(height, kSideMin, gui::kSidePixelsMax);
+  if (found->wanted_width == width && found->wanted_height == height) return;
+  found->wanted_width = width;
+  found->wanted_height = height;
+  update_states();
+  if (on_resized) on_resized();
+}
+
+// --- what is shown
+
+uint32_t Screens::set_scanout(const virtio_gpu_set_scanout& request) {
+  if (request.scanout_id >= x_screens.size()) return VIRTIO_GPU_RESP_ERR_INVALID_SCANOUT_ID;
+  if (request.resource_id == 0) {
+    hide(x_screens[request.scanout_id]);
+    update_states();
+    return VIRTIO_GPU_RESP_OK_NODATA;
+  }
+  Resource* const resource = x_resources.find(request.resource_id);
+  if (resource == nullptr || resource->blob()) return VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID;
+  const SurfaceContent whole{.buffer = resource->buffer,
+                             .stride = resource->stride(),
+                             .format = resource->format,
+                             .width = resource->width,
+                             .height = resource->height};
+  return show(request.scanout_id, *resource, 0, whole, request.r);
+}
+
+uint32_t Screens::set_scanout_blob(const virtio_gpu_set_scanout_blob& request) {
+  if (request.scanout_id >= x_screens.size()) return VIRTIO_GPU_RESP_ERR_INVALID_SCANOUT_ID;
+  if (request.resource_id == 0) {
+    hide(x_screens[request.scanout_id]);
+    update_states();
+    return VIRTIO_GPU_RESP_OK_NODATA;
+  }
+  Resource* const resource = x_resources.find(request.resource_id);
+  if (resource == nullptr || !resource->blob()) return VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID;
+  const SurfaceContent whole{.buffer = {},
+                             .stride = request.strides[0],
+                             .format = request.format,
+                             .width = request.width,
+                             .height = request.height};
+  const uint64_t line_bytes = uint64_t{whole.width} * kPixelBytes;
+  if (!valid_format(whole.format) || !valid_size(whole.width, whole.height) ||
+      whole.stride % kPixelBytes != 0 || request.offsets[0] % kPixelBytes != 0 ||
+      whole.stride < line_bytes ||
+      !lines_fit(resource->bytes, request.offsets[0], whole.stride, line_bytes, whole.height))
+    return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
+  return show(request.scanout_id, *resource, request.offsets[0], whole, request.r);
+}
+
+// `base` is the whole framebuffer, which starts at `framebuffer` in the resource.
+uint32_t Screens::show(size_t index, Resource& resource, uint64_t framebuffer,
+                       const SurfaceContent& base, const virtio_gpu_rect& source) {
+  if (!valid_size(source.width, source.height) || !within(source, base.width, base.height))
+    return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
+  if (x_resources.show(resource) == nullptr) return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
+  Screen& screen = x_screens[index];
+  ++resource.shown;
+  if (screen.resource != 0) release(screen.resource);
+  screen.resource = resource.id;
+  screen.source = source;
+  screen.blob_offset = framebuffer;
+  screen.content = base;
+  screen.content.buffer = resource.buffer;
+  screen.content.offset =
+      framebuffer + uint64_t{source.y} * base.stride + uint64_t{source.x} * kPixelBytes;
+  screen.content.width = source.width;
+  screen.content.height = source.height;
+  update_states();
+  present(screen, resource, {0, 0, source.width, source.height});
+  return VIRTIO_GPU_RESP_OK_NODATA;
+}
+
+void Screens::present(Screen& screen, const Resource& resource, const Rect& damage) {
+  const SurfaceContent& content = screen.content;
+  Resources::refresh(
+      resource,
+      content.offset + uint64_t{damage.y} * content.stride + uint64_t{damage.x} * kPixelBytes,
+      content.stride, damage.width, damage.height);
+  x_gui.present(screen.surface, content, damage);
+}
+
+uint32_t Screens::flush(const virtio_gpu_resource_flush& request) {
+  const Resource* const resource = x_resources.find(request.resource_id);
+  if (resource == nullptr) return VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID;
+  // A blob has no size of its own; its rectangle is one of the framebuffer's.
+  if (!resource->blob() && !within(request.r, resource->width, resource->height))
+    return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
+  if (resource->shown == 0) return VIRTIO_GPU_RESP_OK_NODATA;
+  for (Screen& screen : x_screens) {
+    if (screen.resource != resource->id) continue;
+    Rect damage = common_part(request.r, screen.source);
+    if (damage.empty()) continue;
+    damage.x -= screen.source.x;
+    damage.y -= screen.source.y;
+    present(screen, *resource, damage);
+  }
+  return VIRTIO_GPU_RESP_OK_NODATA;
+}
+
+void Screens::release(uint32_t resource) {
+  if (Resource* const found = x_resources.find(resource)) --found->shown;
+}
+
+void Screens::hide(Screen& screen) {
+  if (screen.resource == 0) return;
+  release(screen.resource);
+  screen.resource = 0;
+  screen.content = {};
+  x_gui.present(screen.surface, {}, {});
+}
+
+// --- cursor
+
+bool Screens::update_cursor(const virtio_gpu_update_cursor& request) {
+  if (request.pos.scanout_id >= x_screens.size()) return false;
+  Screen& screen = x_screens[request.pos.scanout_id];
+  // Where the guest thinks it is says nothing here: frontends draw it at their own pointer.
+  if (request.hdr.type == VIRTIO_GPU_CMD_MOVE_CURSOR) return true;
+  if (request.resource_id == 0) {
+    hide_cursor(screen);
+    return true;
+  }
+  Resource* const resource = x_resources.find(request.resource_id);
+  // Linux makes X8 buffers for what it fills with alpha: both are taken as B8G8R8A8.
+  if (resource == nullptr || resource->blob() || resource->width > gui::kCursorPixelsMax ||
+      resource->height > gui::kCursorPixelsMax || request.hot_x >= resource->width ||
+      request.hot_y >= resource->height ||
+      (resource->format != VIRTIO_GPU_FORMAT_B8G8R8A8_UNORM &&
+       resource->format != VIRTIO_GPU_FORMAT_B8G8R8X8_UNORM))
+    return false;
+  ++resource->shown;
+  if (screen.cursor != 0) release(screen.cursor);
+  screen.cursor = resource->id;
+  x_gui.set_cursor(screen.surface, {.image = {.buffer = resource->buffer,
+                                              .stride = resource->stride(),
+                                              .format = VIRTIO_GPU_FORMAT_B8G8R8A8_UNORM,
+                                              .width = resource->width,
+                                              .height = resource->height},
+                                    .hot_x = request.hot_x,
+                                    .hot_y = request.hot_y});
+  return true;
+}
+
+void Screens::hide_cursor(Screen& screen) {
+  if (screen.cursor == 0) return;
+  release(screen.cursor);
+  screen.cursor = 0;
+  x_gui.set_cursor(screen.surface, {});
+}
+
+void Screens::forget(Resource& resource) {
+  if (resource.shown == 0) return;
+  for (Screen& screen : x_screens) {
+    if (screen.resource == resource.id) hide(screen);
+    if (screen.cursor == resource.id) hide_cursor(screen);
+  }
+  update_states();
+}
+
+void Screens::clear() {
+  for (Screen& screen : x_screens) {
+    hide(screen);
+    hide_cursor(screen);
+  }
+  update_states();
+}
+
+// --- input
+
+void Screens::key(SurfaceId /*surface*/, uint32_t code, bool down) {
+  if (x_input != nullptr) x_input->key(code, down);
+}
+
+void Screens::button(SurfaceId /*surface*/, uint32_t code, bool down) {
+  if (x_input != nullptr) x_input->button(code, down);
+}
+
+void Screens::wheel(SurfaceId /*surface*/, int32_t vertical, int32_t horizontal) {
+  if (x_input != nullptr) x_input->wheel(vertical, horizontal);
+}
+
+// The tablet's range is the guest's whole desktop: the screens side by side.
+void Screens::motion(SurfaceId surface, uint32_t x, uint32_t y) {
+  if (x_input == nullptr) return;
+  uint64_t width = 0;
+  uint64_t height = 1;
+  uint64_t left = 0;
+  for (const Screen& screen : x_screens) {
+    if (screen.surface == surface) left = width;
+    width += screen.width();
+    height = std::max<uint64_t>(height, screen.height());
+  }
+  const auto scaled = [](uint64_t at, uint64_t size) {
+    if (size < 2) return uint32_t{0};
+    return static_cast<uint32_t>(std::min(at, size - 1) * ScreenInput::kPointerMax / (size - 1));
+  };
+  x_input->motion(scaled(left + x, width), scaled(y, height));
+}
+
+}  // namespace lethe
