@@ -18,6 +18,7 @@
 #include "devices/legacy/serial/serial.h"
 #include "devices/virtio/block/block.h"
 #include "devices/virtio/console/console.h"
+#include "devices/virtio/gpu/gpu.h"
 #include "devices/virtio/input/input.h"
 #include "devices/virtio/pci_transport.h"
 #include "devices/virtio/rng/rng.h"
@@ -193,6 +194,14 @@ Result<> Machine::build_gui() {
   auto keyboard = x_config.gui.keyboard ? InputDevice::make_keyboard(x_gui->loop()) : nullptr;
   auto tablet = x_config.gui.pointer ? InputDevice::make_tablet(x_gui->loop()) : nullptr;
   x_input = std::make_unique<InputDevices>(keyboard.get(), tablet.get());
+  LETHE_TRY_ASSIGN(auto gpu, GpuDevice::create(*x_memory, *x_gui,
+                                               {.screens = x_config.gui.screens,
+                                                .width = x_config.gui.width,
+                                                .height = x_config.gui.height,
+                                                .window_memory = x_config.gui.window_memory},
+                                               x_input.get()));
+  x_gpu = gpu.get();
+  LETHE_TRY(add_virtio(std::move(gpu)));
   for (auto* device : {&keyboard, &tablet}) {
     if (!*device) continue;
     x_input_devices.push_back(device->get());

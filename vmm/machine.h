@@ -24,6 +24,7 @@ namespace lethe {
 class BlockDevice;
 class ConsoleDevice;
 class Gui;
+class GpuDevice;
 class InputDevice;
 class InputDevices;
 class Ioapic;
@@ -125,6 +126,7 @@ class Machine final : private MachineControl {
   // x_pci owns these.
   ConsoleDevice* x_virtio_console = nullptr;
   std::vector<BlockDevice*> x_disks;
+  const GpuDevice* x_gpu = nullptr;
   std::vector<const InputDevice*> x_input_devices;
   std::vector<Shrinker::Registration> x_caches;  // of the devices
   std::vector<const VirtioPciTransport*> x_transports;

@@ -10,6 +10,7 @@
 #include "devices/legacy/serial/serial.h"
 #include "devices/virtio/block/block.h"
 #include "devices/virtio/console/console.h"
+#include "devices/virtio/gpu/gpu.h"
 #include "devices/virtio/input/input.h"
 #include "devices/virtio/pci_transport.h"
 #include "devices/virtio/rng/rng.h"
@@ -135,6 +136,7 @@ void Machine::report_metrics(MetricSink& sink) const {
   for (const VirtioPciTransport* transport : x_transports) report_transport(*transport, sink);
   for (const BlockDevice* disk : x_disks) report_block(*disk, sink);
   if (x_gui != nullptr) x_gui->report_metrics(sink);
+  if (x_gpu != nullptr) x_gpu->report_metrics(sink);
   for (const InputDevice* input : x_input_devices) report_input(*input, sink);
   const ConsoleCounters& console = x_virtio_console->counters();
   sink.counter("lethe_console_out_bytes_total", "Bytes the guest wrote.", load(console.bytes_out),

@@ -40,6 +40,8 @@ PciBus::PciBus(Bus& ports, const PciEnvironment& environment)
 }
 
 PciBus::~PciBus() {
+  // In the order they came: a device may use those that come behind it (virtio-gpu its keyboard).
+  for (auto& function : x_functions) function.reset();
   if (x_ecam_attached) x_environment.mmio.remove(kEcamStart);
   if (x_ports_attached) x_ports_bus.remove(kPortsStart);
 }

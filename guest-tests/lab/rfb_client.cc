@@ -114,12 +114,14 @@ bool RfbClient::update(std::chrono::milliseconds wait) {
         skip(3);
         skip(size_t{read16()} * 6);
         break;
-      case 2: break;  // Bell
-      case 3:         // ServerCutText
+      case 2:
+        break;  // Bell
+      case 3:   // ServerCutText
         skip(3);
         skip(read32());
         break;
-      default: give_up("an unknown message of the server");
+      default:
+        give_up("an unknown message of the server");
     }
   }
 }
@@ -187,8 +189,7 @@ void RfbClient::read(void* to, size_t bytes) {
 
 void RfbClient::skip(size_t bytes) {
   uint8_t sink[256];
-  for (; bytes > 0; bytes -= std::min(bytes, sizeof sink))
-    read(sink, std::min(bytes, sizeof sink));
+  for (; bytes > 0; bytes -= std::min(bytes, sizeof sink)) read(sink, std::min(bytes, sizeof sink));
 }
 
 void RfbClient::write(const std::vector<uint8_t>& message) {

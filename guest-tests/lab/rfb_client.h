@@ -1,6 +1,6 @@
-// A VNC client (RFC 6143) for measurements: on a Unix socket, without a password, raw encoding only,
-// 32 bits a pixel. Every wait ends at the deadline. Failures end the program (exit code 1): it is
-// the tail of a benchmark.
+// A VNC client (RFC 6143) for measurements: on a Unix socket, without a password, raw encoding
+// only, 32 bits a pixel. Every wait ends at the deadline. Failures end the program (exit code 1):
+// it is the tail of a benchmark.
 #pragma once
 
 #include <chrono>

@@ -10,11 +10,11 @@
 // is the colour that no other frame has. Between two keys is a pause of 0 to 60 ms, so that no
 // server's own clock is met in step.
 //
-// Prints one line of KEY=VALUE: SIZE_ms (median) and SIZE_bytes (mean received per damage) for small,
-// medium and full; cpu_ms: processor time of VMM and VNC server, without the guest's own, per
-// damage; animation_fps, animation_cpu_ms: 60 frames that the guest paints, one every 20 ms if it
-// can: how many of them a second were seen, and processor time per frame seen. Exit code: 0;
-// 1 failure; 2 usage.
+// Prints one line of KEY=VALUE: SIZE_ms (median) and SIZE_bytes (mean received per damage) for
+// small, medium and full; cpu_ms: processor time of VMM and VNC server, without the guest's own,
+// per damage; animation_fps, animation_cpu_ms: 60 frames that the guest paints, one every 20 ms if
+// it can: how many of them a second were seen, and processor time per frame seen. Exit code: 0; 1
+// failure; 2 usage.
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/prctl.h>

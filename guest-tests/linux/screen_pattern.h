@@ -1,5 +1,5 @@
-// What screen_painter (in the guest) and vnc_probe (outside) agree on: a key typed in the guest makes
-// it paint a rectangle in one colour, which tells how many have been painted before.
+// What screen_painter (in the guest) and vnc_probe (outside) agree on: a key typed in the guest
+// makes it paint a rectangle in one colour, which tells how many have been painted before.
 #pragma once
 
 #include <linux/input-event-codes.h>
@@ -23,8 +23,8 @@ inline constexpr Damage kDamages[] = {
     {"medium", KEY_M, 'm', 256, 192, 512, 384},
     {"full", KEY_F, 'f', 0, 0, kWidth, kHeight},
 };
-// This key starts an animation: kAnimationFrames of kAnimationDamage, one every kAnimationPeriodMs, or
-// as many as the guest can.
+// This key starts an animation: kAnimationFrames of kAnimationDamage, one every kAnimationPeriodMs,
+// or as many as the guest can.
 inline constexpr uint16_t kAnimationKey = KEY_A;
 inline constexpr uint32_t kAnimationKeysym = 'a';
 inline constexpr uint32_t kAnimationFrames = 60;
@@ -32,6 +32,8 @@ inline constexpr uint32_t kAnimationPeriodMs = 20;
 inline constexpr const Damage& kAnimationDamage = kDamages[1];
 
 // X8R8G8B8 of the frame with this number; no two of less than 2^24 are the same.
-constexpr uint32_t colour(uint32_t number) { return (number * 0x9E37'79B1u + 0x20'4060u) & 0xFF'FFFF; }
+constexpr uint32_t colour(uint32_t number) {
+  return (number * 0x9E37'79B1u + 0x20'4060u) & 0xFF'FFFF;
+}
 
 }  // namespace lethe::screen_pattern
