@@ -1,5 +1,6 @@
 // Blobs: memory of the host's that the guest maps through the device's shared memory region.
 #include "guests/gui.h"
+#include "kernel/apic.h"
 #include "kernel/check.h"
 #include "kernel/clock.h"
 #include "kernel/cpu.h"
@@ -241,6 +242,7 @@ void touch_all_the_time(unsigned) {
 // One CPU uses the region while the other maps and unmaps there.
 void two_cpus() {
   GpuDriver& g = gpu_with_context();
+  lapic_init();
   CHECK_EQ(start_other_cpus(touch_all_the_time), 1);
   CHECK_SOON(touched > 0);
   for (uint32_t round = 0; round < 100; ++round) {

