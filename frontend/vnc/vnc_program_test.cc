@@ -1,0 +1,296 @@
+// lethe-vnc as a program, against a fake VM.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <linux/input-event-codes.h>
+#include <rfb/keysym.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "base/test_util.h"
+#include "frontend/fake_vm.h"
+#include "frontend/vnc/fake_rfb_client.h"
+
+namespace lethe::gui {
+namespace {
+
+Picture pattern(uint32_t width, uint32_t height, uint32_t seed = 1) {
+  Picture picture(width, height);
+  for (uint32_t i = 0; i < picture.pixels.size(); ++i)
+    picture.pixels[i] = (i * 0x010307 * seed + seed) & 0xFFFFFF;
+  return picture;
+}
+
+class VncProgram : public testing::Test {
+ protected:
+  void SetUp() override {
+    char name[] = "/tmp/lethe-vnc-test-XXXXXX";
+    folder_ = ::mkdtemp(name);
+    std::filesystem::create_directories(folder_ + "/lethe/work");
+    vm_.emplace(folder_ + "/lethe/work/gui.sock");
+    std::ofstream(folder_ + "/password") << "secret12\n";
+    ::chmod((folder_ + "/password").c_str(), 0600);
+  }
+  void TearDown() override {
+    if (pid_ > 0) {
+      ::kill(pid_, SIGKILL);
+      ::waitpid(pid_, nullptr, 0);
+    }
+    std::filesystem::remove_all(folder_);
+  }
+  void start(std::vector<std::string> arguments) {
+    pid_ = ::fork();
+    if (pid_ != 0) return;
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    ::setenv("XDG_RUNTIME_DIR", folder_.c_str(), 1);
+    const int log = ::open((folder_ + "/log").c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    ::dup2(log, 1);
+    ::dup2(log, 2);
+    std::vector<char*> argv{const_cast<char*>(LETHE_VNC_PROGRAM)};
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    argv.push_back(nullptr);
+    ::execv(LETHE_VNC_PROGRAM, argv.data());
+    std::_Exit(127);
+  }
+  int finish() {
+    int status = 0;
+    if (!eventually([&] { return ::waitpid(pid_, &status, WNOHANG) == pid_; })) return -1;
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+  std::string log() const {
+    std::ifstream file(folder_ + "/log");
+    std::stringstream text;
+    text << file.rdbuf();
+    return text.str();
+  }
+  std::string socket() const { return folder_ + "/lethe/work/vnc.sock"; }
+  // What "VNC on 127.0.0.1:N" says.
+  uint16_t port() const {
+    std::string text;
+    (void)eventually([&] {
+      text = log();
+      return text.find("127.0.0.1:") != std::string::npos;
+    });
+    const size_t at = text.find("127.0.0.1:");
+    return at == std::string::npos ? 0 : static_cast<uint16_t>(std::atoi(text.c_str() + at + 10));
+  }
+  void serve() {
+    ASSERT_TRUE(vm_->accept()) << log();
+    ASSERT_TRUE(vm_->receive<Hello>(Type::kHello)) << vm_->complaint();
+    ASSERT_TRUE(vm_->welcome("work"));
+    ASSERT_TRUE(vm_->surface(1, SurfaceKind::kScreen, kWidth, kHeight));
+    ASSERT_TRUE(vm_->buffer(0, 1, memory_));
+    show(1, picture_);
+  }
+  void show(uint64_t surface, const Picture& picture) {
+    std::memcpy(memory_.pixels(), picture.pixels.data(), picture.pixels.size() * sizeof(Pixel));
+    ASSERT_TRUE(vm_->send(FakeVm::frame(surface, ++frame_, 0, 1, picture.width, picture.height),
+                          Type::kFrame));
+    ASSERT_TRUE(vm_->receive_until<DoneReading>(Type::kDoneReading)) << log();
+  }
+  void expect_key(uint32_t code, bool down, uint64_t surface = 1) {
+    const auto key = vm_->receive_until<Key>(Type::kKey);
+    ASSERT_TRUE(key) << vm_->complaint();
+    EXPECT_EQ(key->code, code);
+    EXPECT_EQ(key->down, down ? 1U : 0U);
+    EXPECT_EQ(key->surface, surface);
+  }
+  // On the Unix socket, with the screen's picture seen.
+  void start_with_client() {
+    start({"work"});
+    serve();
+    ASSERT_TRUE(client_.connect_unix(socket())) << log();
+    ASSERT_TRUE(client_.greet()) << log();
+    ASSERT_TRUE(client_.wait_for_picture(picture_)) << log();
+  }
+
+  static constexpr uint32_t kWidth = 320, kHeight = 200;
+  std::string folder_;
+  std::optional<FakeVm> vm_;
+  FakeBuffer memory_{1 << 20};
+  Picture picture_ = pattern(kWidth, kHeight);
+  FakeRfbClient client_;
+  uint64_t frame_ = 0;
+  pid_t pid_ = -1;
+};
+
+TEST_F(VncProgram, shows_the_screen_byte_by_byte_on_a_private_unix_socket) {
+  start_with_client();
+  struct stat status{};
+  ASSERT_EQ(::stat(socket().c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0600U);
+}
+
+TEST_F(VncProgram, sends_only_what_is_damaged) {
+  start_with_client();
+  const uint64_t before = client_.pixels_received();
+  Picture expected = picture_;
+  for (uint32_t y = 10; y < 30; ++y)
+    for (uint32_t x = 100; x < 150; ++x) expected.line(y)[x] = 0xABCDEF;
+  std::fill_n(memory_.pixels(), picture_.pixels.size(), 0xABCDEFU);
+  Frame frame = FakeVm::frame(1, ++frame_, 0, 1, kWidth, kHeight);
+  frame.damage_x = 100, frame.damage_y = 10, frame.damage_width = 50, frame.damage_height = 20;
+  ASSERT_TRUE(vm_->send(frame, Type::kFrame));
+  ASSERT_TRUE(client_.update(true)) << log();
+  EXPECT_EQ(client_.picture(), expected);
+  EXPECT_EQ(client_.pixels_received() - before, 50U * 20U);
+}
+
+TEST_F(VncProgram, follows_a_new_size) {
+  start_with_client();
+  const Picture larger = pattern(400, 240, 3);
+  show(1, larger);
+  EXPECT_TRUE(client_.wait_for_picture(larger)) << log();
+}
+
+TEST_F(VncProgram, sends_keys_as_a_us_keyboard_types_them) {
+  start_with_client();
+  ASSERT_TRUE(client_.key('a', true) && client_.key('a', false));
+  expect_key(KEY_A, true);
+  expect_key(KEY_A, false);
+  // As a German keyboard does: '/' with Shift, where the guest's has it without.
+  ASSERT_TRUE(client_.key(XK_Shift_L, true) && client_.key('/', true) && client_.key('/', false) &&
+              client_.key(XK_Shift_L, false));
+  expect_key(KEY_LEFTSHIFT, true);
+  expect_key(KEY_LEFTSHIFT, false);
+  expect_key(KEY_SLASH, true);
+  expect_key(KEY_LEFTSHIFT, true);
+  expect_key(KEY_SLASH, false);
+  expect_key(KEY_LEFTSHIFT, false);
+  // And '@' without Shift.
+  ASSERT_TRUE(client_.key('@', true) && client_.key('@', false));
+  expect_key(KEY_LEFTSHIFT, true);
+  expect_key(KEY_2, true);
+  expect_key(KEY_LEFTSHIFT, false);
+  expect_key(KEY_2, false);
+}
+
+TEST_F(VncProgram, releases_the_keys_of_a_client_that_goes_away) {
+  start_with_client();
+  ASSERT_TRUE(client_.key(XK_Control_L, true));
+  expect_key(KEY_LEFTCTRL, true);
+  client_ = {};
+  expect_key(KEY_LEFTCTRL, false);
+}
+
+TEST_F(VncProgram, sends_pointer_buttons_and_wheel_to_the_surface) {
+  start_with_client();
+  ASSERT_TRUE(client_.pointer(17, 23, 0) && client_.pointer(17, 23, 1) &&
+              client_.pointer(18, 23, 1) && client_.pointer(18, 23, 0) &&
+              client_.pointer(18, 23, 16) && client_.pointer(18, 23, 0));
+  const auto motion = vm_->receive_until<Motion>(Type::kMotion);
+  ASSERT_TRUE(motion && motion->x == 17 && motion->y == 23) << vm_->complaint();
+  const auto press = vm_->receive_until<Button>(Type::kButton);
+  ASSERT_TRUE(press && press->code == BTN_LEFT && press->down == 1) << vm_->complaint();
+  const auto release = vm_->receive_until<Button>(Type::kButton);
+  ASSERT_TRUE(release && release->down == 0) << vm_->complaint();
+  const auto wheel = vm_->receive_until<Wheel>(Type::kWheel);
+  ASSERT_TRUE(wheel && wheel->vertical == -1) << vm_->complaint();
+}
+
+TEST_F(VncProgram, composes_windows_on_one_desktop_and_keys_go_where_was_clicked) {
+  start_with_client();
+  ASSERT_TRUE(vm_->surface(2, SurfaceKind::kWindow, 50, 40, "a", 100, 60));
+  ASSERT_TRUE(vm_->surface(3, SurfaceKind::kWindow, 50, 40, "b", 120, 70));
+  show(2, pattern(50, 40, 5));
+  show(3, pattern(50, 40, 7));
+  Picture expected(640, 480);
+  const auto put = [&](const Picture& picture, uint32_t left, uint32_t top) {
+    for (uint32_t y = 0; y < picture.height; ++y)
+      std::copy_n(picture.line(y), picture.width, expected.line(top + y) + left);
+  };
+  put(pattern(50, 40, 5), 100, 60);
+  put(pattern(50, 40, 7), 120, 70);
+  ASSERT_TRUE(client_.wait_for_picture(expected)) << log();
+  ASSERT_TRUE(client_.pointer(105, 65, 1) && client_.pointer(105, 65, 0) && client_.key('x', true));
+  const auto press = vm_->receive_until<Button>(Type::kButton);
+  ASSERT_TRUE(press && press->surface == 2) << vm_->complaint();
+  expect_key(KEY_X, true, 2);
+  put(pattern(50, 40, 5), 100, 60);
+  EXPECT_TRUE(client_.wait_for_picture(expected)) << "the one clicked is above";
+}
+
+TEST_F(VncProgram, survives_hostile_clients) {
+  start_with_client();
+  FakeRfbClient other;
+  ASSERT_TRUE(other.connect_unix(socket()) && other.send_bytes(std::string(4096, '\xFF')));
+  EXPECT_TRUE(other.closed());
+  ASSERT_TRUE(other.connect_unix(socket()) && other.greet());
+  ASSERT_TRUE(other.send_bytes("\xF0garbage"));
+  EXPECT_TRUE(other.closed());
+  ASSERT_TRUE(client_.cut_text("not for the guest"));
+  ASSERT_TRUE(client_.pointer(65535, 65535, 0xFF) && client_.key(0xFFFFFFFF, true));
+  ASSERT_TRUE(client_.key('a', true));
+  expect_key(KEY_A, true);
+  const Picture second = pattern(kWidth, kHeight, 9);
+  show(1, second);
+  EXPECT_TRUE(client_.wait_for_picture(second)) << log();
+}
+
+TEST_F(VncProgram, ends_with_the_vm_and_leaves_no_socket) {
+  start_with_client();
+  ASSERT_TRUE(vm_->bye(ByeReason::kVmEnded));
+  EXPECT_EQ(finish(), 0);
+  EXPECT_NE(log().find("the VM has ended"), std::string::npos) << log();
+  EXPECT_FALSE(std::filesystem::exists(socket()));
+  EXPECT_TRUE(client_.closed());
+}
+
+TEST_F(VncProgram, ends_by_a_signal_and_leaves_no_socket) {
+  start_with_client();
+  ::kill(pid_, SIGTERM);
+  EXPECT_EQ(finish(), 0) << log();
+  EXPECT_FALSE(std::filesystem::exists(socket()));
+}
+
+TEST_F(VncProgram, wants_the_password_on_a_port) {
+  start({"work", "--port", "0", "--password-file", folder_ + "/password"});
+  serve();
+  ASSERT_TRUE(client_.connect_tcp(port())) << log();
+  EXPECT_EQ(client_.offered_security(), 2) << "VNC authentication";
+  EXPECT_FALSE(std::filesystem::exists(socket()));
+}
+
+TEST_F(VncProgram, does_not_start_on_a_port_without_a_password) {
+  for (const auto& arguments :
+       std::vector<std::vector<std::string>>{{"work", "--port", "0"},
+                                             {"work", "--port", "99999"},
+                                             {"work", "--password-file", folder_ + "/missing"},
+                                             {}}) {
+    start(arguments);
+    EXPECT_EQ(finish(), 2) << log();
+  }
+  std::ofstream(folder_ + "/password") << "more than eight\n";
+  start({"work", "--port", "0", "--password-file", folder_ + "/password"});
+  EXPECT_EQ(finish(), 2);
+  EXPECT_NE(log().find("1 to 8"), std::string::npos) << log();
+  std::ofstream(folder_ + "/password") << "short\n";
+  ::chmod((folder_ + "/password").c_str(), 0644);
+  start({"work", "--port", "0", "--password-file", folder_ + "/password"});
+  EXPECT_EQ(finish(), 2);
+  EXPECT_NE(log().find("others may read"), std::string::npos) << log();
+}
+
+TEST_F(VncProgram, does_not_run_while_nothing_happens) {
+  start_with_client();
+  const auto slices = [&] {
+    std::ifstream file("/proc/" + std::to_string(pid_) + "/schedstat");
+    uint64_t on_cpu = 0, waited = 0, count = 0;
+    file >> on_cpu >> waited >> count;
+    return count;
+  };
+  (void)eventually([] { return false; }, std::chrono::milliseconds(300));
+  const uint64_t before = slices();
+  (void)eventually([] { return false; }, std::chrono::milliseconds(1000));
+  EXPECT_LE(slices() - before, 3U);
+}
+
+}  // namespace
+}  // namespace lethe::gui
