@@ -301,7 +301,7 @@ TEST(GuiFailureTest, who_does_not_say_hello_is_sent_off) {
 }
 
 TEST(GuiFailureTest, a_flood_of_buffers_and_surfaces_keeps_memory_and_descriptors_flat) {
-  GuiRig rig({.drain_patience = seconds(60)});
+  GuiRig rig({.drain_patience = seconds(60), .ledger = {.orphan_age_max = seconds(60)}});
   auto reads = rig.connect();
   auto never_reads = rig.connect();
   never_reads.answers_gone = false;
