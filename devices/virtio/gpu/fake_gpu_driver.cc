@@ -10,6 +10,7 @@ FakeGpuDriver::FakeGpuDriver(const GuestMemory& memory, VirtioDevice& device, Gu
 }
 
 void FakeGpuDriver::restart(uint64_t wanted) {
+  x_transport.reset();
   x_transport.start(wanted);
   x_request = alloc(kRequestMax);
   x_more = alloc(kMoreMax);
@@ -150,6 +151,32 @@ uint32_t FakeGpuDriver::cursor(uint32_t type, uint32_t scanout, uint32_t id, uin
   LETHE_ASSERT(x_memory.store(x_request, command));
   const FakeBuffer buffer{x_request, sizeof command, false};
   return x_transport.request(GpuDevice::kCursorQueue, {&buffer, 1}).value_or(1);
+}
+
+void FakeGpuDriver::flood(uint32_t pairs) {
+  virtio_gpu_resource_create_blob create{};
+  create.hdr.type = VIRTIO_GPU_CMD_RESOURCE_CREATE_BLOB;
+  create.resource_id = 2;
+  create.blob_mem = VIRTIO_GPU_BLOB_MEM_HOST3D;
+  create.size = kPageBytes;
+  virtio_gpu_resource_unref unref{};
+  unref.hdr.type = VIRTIO_GPU_CMD_RESOURCE_UNREF;
+  unref.resource_id = 2;
+  LETHE_ASSERT(x_memory.store(x_request, create) && x_memory.store(x_more, unref));
+  const std::array<FakeBuffer, 2> first{FakeBuffer{x_request, sizeof create, false},
+                                        FakeBuffer{x_response, kResponseMax, true}};
+  const std::array<FakeBuffer, 2> second{FakeBuffer{x_more, sizeof unref, false},
+                                         FakeBuffer{x_response, kResponseMax, true}};
+  FakeDriver& driver = x_transport.driver(GpuDevice::kControlQueue);
+  while (pairs > 0) {
+    uint32_t sent = 0;
+    for (; pairs > 0 && driver.free_descriptors() >= 4; --pairs, sent += 2)
+      LETHE_ASSERT(driver.add(first) && driver.add(second));
+    x_transport.kick_if_wanted(GpuDevice::kControlQueue);
+    const Deadline deadline = deadline_in(FakeTransport::kPatience);
+    for (; sent > 0; --sent)
+      LETHE_ASSERT(driver.wait_used(x_transport.interrupt(GpuDevice::kControlQueue), deadline));
+  }
 }
 
 uint16_t FakeGpuDriver::start_poll(uint32_t context, uint32_t tail, uint64_t fence, uint8_t ring) {

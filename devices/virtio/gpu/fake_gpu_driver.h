@@ -73,6 +73,10 @@ class FakeGpuDriver {
   uint32_t cursor(uint32_t type, uint32_t scanout, uint32_t id, uint32_t hot_x = 0,
                   uint32_t hot_y = 0);
 
+  // `pairs` times creates blob 2, of a page, and gives it up; many a kick. Answers are not looked
+  // at.
+  void flood(uint32_t pairs);
+
   // A fenced kPoll on `ring`, not waited for. done() says whether it was answered, and takes it.
   uint16_t start_poll(uint32_t context, uint32_t tail, uint64_t fence,
                       uint8_t ring = window::kEventRing);
