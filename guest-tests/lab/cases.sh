@@ -1,8 +1,9 @@
 # The Linux tier's cases, run from the repository's root (or its copy in the lab) by run-tests.
-# busybox sh, since the lab has nothing else. $LETHE: the program; $PROBE: memory_probe;
-# $OUT: the results' folder.
+# busybox sh, since the lab has nothing else. $LETHE: the program; $PROBE: memory_probe; $SHOT:
+# lethe-shot; $FONT: of the guest's console; $OUT: the results' folder.
 # shellcheck shell=sh
 set -u
+export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-/tmp}"
 disks=build/guests/disks
 failed=0
 
@@ -76,13 +77,113 @@ memory_return() { # memory_return NAME SHARE PULL --set KEY=VALUE...
   echo "PASS linux-memory-$name: $((back / freed)) % of $((freed / 1024)) MiB back"
 }
 
-"$LETHE" check --jobs 1 --out "$OUT" --junit "$OUT/junit.xml" "$@" || failed=1
-power_button || failed=1
-memory_return discard 90 true --set memory.policy=discard || failed=1
-memory_return pull 95 "$LETHE reclaim linux-memory all" --set memory.policy=discard \
-  --set balloon.free_page_reporting=false --set memory.size=1G || failed=1
-memory_return auto 95 true --set memory.policy=discard --set memory.auto=true || failed=1
-memory_return shared 90 true --set memory.policy=discard --set memory.backing=shared || failed=1
+# What the ledger says of a VM's shared buffers: "live":1,"orphan":0,... "leaked":0
+buffers() { # buffers VM
+  "$LETHE" stats "$1" --json | tr -d ' \n' |
+    sed 's/.*"buffers":{\([^}]*\)}.*"buffers_ended_total":{\([^}]*\)}.*/\1 \2/'
+}
+# All that is left is the console's own picture.
+only_the_screen() { # only_the_screen VM
+  case $(buffers "$1") in
+    '"live":1,"orphan":0,"freeing":0 '*'"leaked":0'*) ;;
+    *) return 1 ;;
+  esac
+}
+
+# A guest with a screen: runs NAME, and lethe-shot's steps beside it.
+start_screen() { # start_screen NAME
+  name=$1
+  log=$OUT/$name.log
+  mkdir -p "$OUT/$name"
+  timeout -s KILL 300 "$LETHE" run "guest-tests/lab/screen/$name.toml" </dev/null >"$log" 2>&1 &
+  lethe_pid=$!
+  # The socket is there before the guest runs.
+  left=100
+  until [ -e "$XDG_RUNTIME_DIR/lethe/$name/gui.sock" ] || [ $left = 0 ]; do
+    left=$((left - 1))
+    sleep 0.1
+  done
+}
+steps() { # steps FILE
+  timeout -s KILL 240 "$SHOT" "$name" --steps "guest-tests/lab/screen/$1.json" --font "$FONT" \
+    --out "$OUT/$name" >>"$log.steps" 2>&1 && return 0
+  echo "FAIL $name: $1.json:"
+  cat "$log.steps"
+  return 1
+}
+# The guest has ended, and well.
+end_screen() { # end_screen WORD
+  code=0
+  wait $lethe_pid || code=$?
+  if [ $code != 0 ] || ! grep -q "lethe-test: $1: passed" "$log"; then
+    echo "FAIL $name: exit code $code; the end of its console:"
+    tail -n 25 "$log"
+    return 1
+  fi
+  echo "PASS $name"
+}
+give_up() {
+  tail -n 10 "$log"
+  kill -INT $lethe_pid
+  sleep 1
+  kill -KILL $lethe_pid 2>/dev/null
+  wait $lethe_pid
+  return 1
+}
+
+# A stock kernel's text console, a picture on it, keys, the driver's unbind, another size.
+screen() {
+  start_screen linux-screen
+  steps console || give_up || return 1
+  end_screen screen
+}
+
+# X programs of a guest, each a window: typing, closing; the agent's death gives all buffers back.
+windows() {
+  start_screen linux-windows
+  steps windows || give_up || return 1
+  if ! wait_for "$log" "windows: agent killed" 60; then
+    echo "FAIL linux-windows: the agent was not killed"
+    give_up || return 1
+  fi
+  left=20
+  until only_the_screen linux-windows || [ $left = 0 ]; do
+    left=$((left - 1))
+    sleep 0.2
+  done
+  if [ $left = 0 ]; then
+    echo "FAIL linux-windows: buffers are left: $(buffers linux-windows)"
+    give_up || return 1
+  fi
+  steps windows-again || give_up || return 1
+  grep -q "windows: typed typed on the host" "$log" || {
+    echo "FAIL linux-windows: what was typed did not arrive"
+    give_up || return 1
+  }
+  end_screen windows
+}
+
+# $CASES, if given, are the only ones.
+wanted() { # wanted CASE
+  [ -z "${CASES:-}" ] && return 0
+  case " $CASES " in *" $1 "*) return 0 ;; esac
+  return 1
+}
+run() { # run CASE COMMAND...
+  wanted "$1" || return 0
+  shift
+  "$@" || failed=1
+}
+
+run check "$LETHE" check --jobs 1 --out "$OUT" --junit "$OUT/junit.xml" "$@"
+run powerbutton power_button
+run screen screen
+run windows windows
+run memory memory_return discard 90 true --set memory.policy=discard
+run memory memory_return pull 95 "$LETHE reclaim linux-memory all" --set memory.policy=discard \
+  --set balloon.free_page_reporting=false --set memory.size=1G
+run memory memory_return auto 95 true --set memory.policy=discard --set memory.auto=true
+run memory memory_return shared 90 true --set memory.policy=discard --set memory.backing=shared
 # In the lab's kernel, without UFFDIO_MOVE, chunks move by mremap, and stay in the pool for reuse.
-memory_return pool 25 true --set memory.policy=pool || failed=1
+run memory memory_return pool 25 true --set memory.policy=pool
 exit $failed

@@ -2,7 +2,7 @@
 # busybox sh, not bash.
 # shellcheck shell=sh
 
-export PATH=/bin HOME=/root
+export PATH=/bin:/usr/bin HOME=/root
 
 mount_all() {
   mount -t proc proc /proc
