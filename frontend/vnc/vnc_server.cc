@@ -100,11 +100,11 @@ bool VncServer::serve_once() {
   if (waiting[2].revents != 0) accept_all(x_unix.get(), false);
   if (waiting[3].revents != 0) accept_all(x_tcp.get(), true);
   if (x_gate) x_gate->process();
-  // Input of VNC clients first, so that it goes out with this round.
+  // Nothing follows the drawing that may hear of new damage: it would stay until the next wake-up.
+  // What clients typed goes out at once all the same: events() then has POLLOUT.
   x_ended = x_client->process(*this);
   show_damage();
   x_screen->process();
-  if (x_ended && (x_client->events() & POLLOUT) != 0) x_ended = x_client->process(*this);
   return true;
 }
 
