@@ -282,8 +282,7 @@ TEST(GuiFailureTest, a_slow_frontend_hears_of_every_end_and_of_the_newest_state_
 }
 
 TEST(GuiFailureTest, a_frontend_that_does_not_read_at_all_is_sent_off_and_what_it_held_is_revoked) {
-  GuiRig rig(
-      {.drain_patience = milliseconds(100), .ledger = {.orphan_age_max = milliseconds(300)}});
+  GuiRig rig({.drain_patience = milliseconds(100)});
   auto stuck = rig.connect();
   const BufferId buffer = rig.create_buffer(kBytes);
   const SurfaceId surface = rig.add_surface("w", kWidth, kHeight);
@@ -299,6 +298,7 @@ TEST(GuiFailureTest, a_frontend_that_does_not_read_at_all_is_sent_off_and_what_i
   EXPECT_NE(rig.holders(buffer), 0U) << "it may still map it";
   rig.release_buffer(buffer);
   EXPECT_EQ(rig.state(buffer), State::kOrphan);
+  rig.gui->set_limits({.orphan_age_max = milliseconds(1)});
   EXPECT_TRUE(eventually([&] { return rig.count(rig.ledger().revoked.buffers) == 1; }));
   auto next = rig.connect();
   EXPECT_TRUE(next.receive_until(gui::Type::kSurface));

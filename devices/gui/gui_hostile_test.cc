@@ -13,8 +13,6 @@
 namespace lethe {
 namespace {
 
-using std::chrono::milliseconds;
-
 constexpr Rect kAll{0, 0, kWidth, kHeight};
 
 template <typename Message>
@@ -232,7 +230,8 @@ TEST(GuiHostileTest, too_many_frontends_are_told_so) {
 }
 
 TEST(GuiHostileTest, stale_answers_for_an_older_buffer_of_the_slot_free_nothing) {
-  GuiRig rig({.buffers_max = 1, .ledger = {.orphan_age_max = milliseconds(20)}});
+  GuiRig rig({.buffers_max = 1});
+  const LedgerLimits limits = rig.gui->ledger().limits();
   const SurfaceId surface = rig.add_surface("w", kWidth, kHeight);
   auto frontend = rig.connect();
   frontend.answers_gone = false;
@@ -251,7 +250,12 @@ TEST(GuiHostileTest, stale_answers_for_an_older_buffer_of_the_slot_free_nothing)
     EXPECT_NE(rig.holders(id), 0U);
     rig.release_buffer(id);
     EXPECT_EQ(rig.state(id), ShareLedger::State::kOrphan);
-    if (i % 2 == 0) frontend.unmap(id);  // else it is revoked
+    if (i % 2 == 0) {
+      frontend.unmap(id);
+    } else {
+      rig.gui->set_limits({.orphans_max = 0});
+      rig.gui->set_limits(limits);
+    }
     ASSERT_TRUE(eventually([&] { return rig.freed().size() == past.size() + 1; }));
     past.push_back(id);
   }

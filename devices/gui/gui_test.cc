@@ -122,13 +122,13 @@ TEST(GuiTest, a_frontend_that_does_not_answer_is_not_waited_for) {
   const uint64_t frame = rig.present(surface, buffer, kWidth, kHeight, kAll);
   ASSERT_TRUE(eventually([&] { return rig.done(surface) == frame; }));
   EXPECT_GE(std::chrono::steady_clock::now() - begin, Gui::kReadPatience - milliseconds(1));
-  // From now on it costs nothing: hundred frames in less than what two waits would take.
+  // From now on it costs nothing: hundred frames in less than half of what the waits would take.
   const auto later = std::chrono::steady_clock::now();
   for (int i = 0; i < 100; ++i) {
     const uint64_t next = rig.present(surface, buffer, kWidth, kHeight, kAll);
     ASSERT_TRUE(eventually([&] { return rig.done(surface) == next; }));
   }
-  EXPECT_LT(std::chrono::steady_clock::now() - later, Gui::kReadPatience * 20);
+  EXPECT_LT(std::chrono::steady_clock::now() - later, Gui::kReadPatience * 50);
   // Until it answers: then it gets the newest, and is waited for again.
   ASSERT_TRUE(stuck.receive_until(gui::Type::kFrame));
   stuck.done_reading(surface, frame);
