@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "base/test_util.h"
@@ -71,6 +72,14 @@ bool FakeRfbClient::receive(void* bytes, size_t size) {
 bool FakeRfbClient::send_bytes(const std::string& bytes) {
   return ::send(socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL) ==
          static_cast<ssize_t>(bytes.size());
+}
+
+std::string FakeRfbClient::receive_some() {
+  char bytes[4096];
+  pollfd waiting{.fd = socket_.get(), .events = POLLIN, .revents = 0};
+  if (::poll(&waiting, 1, kPatienceMs) != 1) return "";
+  const ssize_t got = ::recv(socket_.get(), bytes, sizeof bytes, 0);
+  return {bytes, static_cast<size_t>(std::max<ssize_t>(got, 0))};
 }
 
 bool FakeRfbClient::closed() {

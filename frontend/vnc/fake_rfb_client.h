@@ -32,7 +32,8 @@ class FakeRfbClient {
   [[nodiscard]] bool pointer(uint16_t x, uint16_t y, uint8_t buttons);
   [[nodiscard]] bool cut_text(const std::string& text);
   [[nodiscard]] bool send_bytes(const std::string& bytes);
-  [[nodiscard]] bool closed();  // the server has, within the deadline
+  [[nodiscard]] std::string receive_some();  // what comes first; empty: nothing in time
+  [[nodiscard]] bool closed();               // the server has, within the deadline
   [[nodiscard]] int fd() const { return socket_.get(); }
 
  private:

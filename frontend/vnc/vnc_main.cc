@@ -22,8 +22,9 @@ Usage: lethe-vnc NAME [OPTIONS]
 Options:
   --unix PATH            listen on a Unix socket, for this user alone (default:
                          vnc.sock in the VM's run-time directory)
-  --port N               listen on 127.0.0.1:N, 0 takes a free port: VNC, WebSocket,
-                         and a page for browsers; needs --password-file
+  --port N               listen on 127.0.0.1:N, 0 takes a free port; needs
+                         --password-file
+  --web-port N           the same for browsers: noVNC's page, and VNC over WebSocket
   --password-file FILE   clients must know its first line: 1 to 8 characters (VNC
                          has no more); the file must be mode 600
   --screen N             only screen N, from 0
@@ -43,7 +44,7 @@ Exit codes: 0 the VM ended, or Ctrl+C; 1 can't serve; 2 usage
 Examples:
   lethe-vnc work
   printf 'secret12' > ~/.vncpw; chmod 600 ~/.vncpw
-  lethe-vnc work --port 5901 --password-file ~/.vncpw
+  lethe-vnc work --port 5901 --web-port 6080 --password-file ~/.vncpw
   ssh -L 5901:/run/user/1000/lethe/work/vnc.sock host      # then: vncviewer :1
 )";
 
@@ -84,6 +85,11 @@ Result<> take_option(int option, Arguments& arguments) {
       options.port = static_cast<uint16_t>(port);
       return {};
     }
+    case 'e': {
+      LETHE_TRY_ASSIGN(const unsigned port, number("--web-port", optarg, 65535));
+      options.web_port = static_cast<uint16_t>(port);
+      return {};
+    }
     case 'w': {
       LETHE_TRY_ASSIGN(options.password, read_password(optarg));
       return {};
@@ -116,6 +122,7 @@ Result<> take_option(int option, Arguments& arguments) {
 Result<Arguments> parse_arguments(int argc, char** argv) {
   static const option kLong[] = {{"unix", required_argument, nullptr, 'u'},
                                  {"port", required_argument, nullptr, 't'},
+                                 {"web-port", required_argument, nullptr, 'e'},
                                  {"password-file", required_argument, nullptr, 'w'},
                                  {"screen", required_argument, nullptr, 'n'},
                                  {"windows", no_argument, nullptr, 'a'},
@@ -134,13 +141,14 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
     options.target.name = argv[optind++];
   }
   if (optind != argc) return config_error("'{}' is too much (lethe-vnc --help)", argv[optind]);
-  if (options.port && options.password.empty())
+  const bool ports = options.port || options.web_port;
+  if (ports && options.password.empty())
     return config_error(
-        "--port without --password-file: every user and every web page on this machine could "
+        "a port without --password-file: every user and every web page on this machine could "
         "look and type");
-  if (options.unix_path.empty() && !options.port) {
+  if (options.unix_path.empty() && !ports) {
     if (options.target.name.empty())
-      return config_error("with --socket, give --unix or --port, too");
+      return config_error("with --socket, give --unix, --port or --web-port, too");
     LETHE_TRY_ASSIGN(const std::string folder, run_dir_of(options.target.name));
     options.unix_path = folder + "/vnc.sock";
   }

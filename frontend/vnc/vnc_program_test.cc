@@ -1,125 +1,11 @@
 // lethe-vnc as a program, against a fake VM.
-#include <fcntl.h>
-#include <gtest/gtest.h>
 #include <linux/input-event-codes.h>
 #include <rfb/keysym.h>
-#include <signal.h>
-#include <sys/prctl.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
 
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
-#include <sstream>
-
-#include "base/test_util.h"
-#include "frontend/fake_vm.h"
-#include "frontend/vnc/fake_rfb_client.h"
+#include "frontend/vnc/vnc_fixture.h"
 
 namespace lethe::gui {
 namespace {
-
-Picture pattern(uint32_t width, uint32_t height, uint32_t seed = 1) {
-  Picture picture(width, height);
-  for (uint32_t i = 0; i < picture.pixels.size(); ++i)
-    picture.pixels[i] = (i * 0x010307 * seed + seed) & 0xFFFFFF;
-  return picture;
-}
-
-class VncProgram : public testing::Test {
- protected:
-  void SetUp() override {
-    char name[] = "/tmp/lethe-vnc-test-XXXXXX";
-    folder_ = ::mkdtemp(name);
-    std::filesystem::create_directories(folder_ + "/lethe/work");
-    vm_.emplace(folder_ + "/lethe/work/gui.sock");
-    std::ofstream(folder_ + "/password") << "secret12\n";
-    ::chmod((folder_ + "/password").c_str(), 0600);
-  }
-  void TearDown() override {
-    if (pid_ > 0) {
-      ::kill(pid_, SIGKILL);
-      ::waitpid(pid_, nullptr, 0);
-    }
-    std::filesystem::remove_all(folder_);
-  }
-  void start(std::vector<std::string> arguments) {
-    pid_ = ::fork();
-    if (pid_ != 0) return;
-    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-    ::setenv("XDG_RUNTIME_DIR", folder_.c_str(), 1);
-    const int log = ::open((folder_ + "/log").c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    ::dup2(log, 1);
-    ::dup2(log, 2);
-    std::vector<char*> argv{const_cast<char*>(LETHE_VNC_PROGRAM)};
-    for (std::string& argument : arguments) argv.push_back(argument.data());
-    argv.push_back(nullptr);
-    ::execv(LETHE_VNC_PROGRAM, argv.data());
-    std::_Exit(127);
-  }
-  int finish() {
-    int status = 0;
-    if (!eventually([&] { return ::waitpid(pid_, &status, WNOHANG) == pid_; })) return -1;
-    pid_ = -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  }
-  std::string log() const {
-    std::ifstream file(folder_ + "/log");
-    std::stringstream text;
-    text << file.rdbuf();
-    return text.str();
-  }
-  std::string socket() const { return folder_ + "/lethe/work/vnc.sock"; }
-  // What "VNC on 127.0.0.1:N" says.
-  uint16_t port() const {
-    std::string text;
-    (void)eventually([&] {
-      text = log();
-      return text.find("127.0.0.1:") != std::string::npos;
-    });
-    const size_t at = text.find("127.0.0.1:");
-    return at == std::string::npos ? 0 : static_cast<uint16_t>(std::atoi(text.c_str() + at + 10));
-  }
-  void serve() {
-    ASSERT_TRUE(vm_->accept()) << log();
-    ASSERT_TRUE(vm_->receive<Hello>(Type::kHello)) << vm_->complaint();
-    ASSERT_TRUE(vm_->welcome("work"));
-    ASSERT_TRUE(vm_->surface(1, SurfaceKind::kScreen, kWidth, kHeight));
-    ASSERT_TRUE(vm_->buffer(0, 1, memory_));
-    show(1, picture_);
-  }
-  void show(uint64_t surface, const Picture& picture) {
-    std::memcpy(memory_.pixels(), picture.pixels.data(), picture.pixels.size() * sizeof(Pixel));
-    ASSERT_TRUE(vm_->send(FakeVm::frame(surface, ++frame_, 0, 1, picture.width, picture.height),
-                          Type::kFrame));
-    ASSERT_TRUE(vm_->receive_until<DoneReading>(Type::kDoneReading)) << log();
-  }
-  void expect_key(uint32_t code, bool down, uint64_t surface = 1) {
-    const auto key = vm_->receive_until<Key>(Type::kKey);
-    ASSERT_TRUE(key) << vm_->complaint();
-    EXPECT_EQ(key->code, code);
-    EXPECT_EQ(key->down, down ? 1U : 0U);
-    EXPECT_EQ(key->surface, surface);
-  }
-  // On the Unix socket, with the screen's picture seen.
-  void start_with_client() {
-    start({"work"});
-    serve();
-    ASSERT_TRUE(client_.connect_unix(socket())) << log();
-    ASSERT_TRUE(client_.greet()) << log();
-    ASSERT_TRUE(client_.wait_for_picture(picture_)) << log();
-  }
-
-  static constexpr uint32_t kWidth = 320, kHeight = 200;
-  std::string folder_;
-  std::optional<FakeVm> vm_;
-  FakeBuffer memory_{1 << 20};
-  Picture picture_ = pattern(kWidth, kHeight);
-  FakeRfbClient client_;
-  uint64_t frame_ = 0;
-  pid_t pid_ = -1;
-};
 
 TEST_F(VncProgram, shows_the_screen_byte_by_byte_on_a_private_unix_socket) {
   start_with_client();
@@ -253,9 +139,41 @@ TEST_F(VncProgram, ends_by_a_signal_and_leaves_no_socket) {
 TEST_F(VncProgram, wants_the_password_on_a_port) {
   start({"work", "--port", "0", "--password-file", folder_ + "/password"});
   serve();
-  ASSERT_TRUE(client_.connect_tcp(port())) << log();
+  ASSERT_TRUE(client_.connect_tcp(port("VNC on 127.0.0.1:"))) << log();
   EXPECT_EQ(client_.offered_security(), 2) << "VNC authentication";
   EXPECT_FALSE(std::filesystem::exists(socket()));
+}
+
+TEST_F(VncProgram, serves_its_page_to_browsers_and_websockets_to_its_page_alone) {
+  start({"work", "--port", "0", "--web-port", "0", "--password-file", folder_ + "/password"});
+  serve();
+  const uint16_t web = port("http://127.0.0.1:");
+  const std::string host = "Host: 127.0.0.1:" + std::to_string(web) + "\r\n";
+  const auto reply = [&](uint16_t to, const std::string& request) {
+    FakeRfbClient browser;
+    EXPECT_TRUE(browser.connect_tcp(to) && browser.send_bytes(request));
+    return browser.receive_some();
+  };
+  EXPECT_NE(reply(web, "GET / HTTP/1.1\r\n" + host + "\r\n").find("200 OK"), std::string::npos);
+  EXPECT_NE(reply(web, "GET /lethe.js HTTP/1.1\r\n" + host + "\r\n").find("text/javascript"),
+            std::string::npos);
+  EXPECT_NE(reply(web, "GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n").find("403"),
+            std::string::npos);
+  const std::string upgrade =
+      "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+      "Sec-WebSocket-Version: 13\r\n";
+  const std::string ours = "Origin: http://127.0.0.1:" + std::to_string(web) + "\r\n\r\n";
+  EXPECT_NE(reply(web, "GET /vnc HTTP/1.1\r\n" + host + upgrade + ours).find("101 Switching"),
+            std::string::npos);
+  EXPECT_NE(reply(web, "GET /vnc HTTP/1.1\r\n" + host + upgrade + "Origin: http://evil\r\n\r\n")
+                .find("403"),
+            std::string::npos);
+  // The library's own WebSocket on the port for VNC would not ask where it comes from.
+  FakeRfbClient evil;
+  ASSERT_TRUE(evil.connect_tcp(port("VNC on 127.0.0.1:")));
+  ASSERT_TRUE(
+      evil.send_bytes("GET /vnc HTTP/1.1\r\n" + host + upgrade + "Origin: http://evil\r\n\r\n"));
+  EXPECT_TRUE(evil.closed());
 }
 
 TEST_F(VncProgram, does_not_start_on_a_port_without_a_password) {

@@ -123,8 +123,9 @@ Result<std::unique_ptr<VncScreen>> VncScreen::create(const std::string& name,
 
 VncScreen::~VncScreen() = default;
 
-void VncScreen::add_client(UniqueFd socket) {
-  (void)rfbNewClient(x_impl->screen, socket.release());
+void VncScreen::add_client(UniqueFd socket, bool websocket) {
+  rfbClientPtr client = rfbNewClient(x_impl->screen, socket.release());
+  if (client != nullptr && (client->wsctx != nullptr) != websocket) rfbCloseClient(client);
 }
 
 int VncScreen::clients() const { return x_impl->clients; }

@@ -41,8 +41,9 @@ class VncScreen {
                                                                  VncUser& user);
   ~VncScreen();
 
-  // Serves a connected socket; WebSocket's greeting may be waiting in it.
-  void add_client(UniqueFd socket);
+  // Serves a connected socket. `websocket`: a WebSocket's greeting is waiting in it; the library
+  // would answer one anywhere, but elsewhere nobody has checked where it comes from: it is closed.
+  void add_client(UniqueFd socket, bool websocket);
   [[nodiscard]] int clients() const;
   // When a password was wrong last: the caller holds new connections back for a moment.
   [[nodiscard]] std::chrono::steady_clock::time_point wrong_password_at() const;

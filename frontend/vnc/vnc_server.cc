@@ -56,10 +56,14 @@ Result<> VncServer::listen() {
   }
   if (x_options.port) {
     LETHE_TRY_ASSIGN(x_tcp, listen_loopback(*x_options.port));
-    const uint16_t port = port_of(x_tcp.get());
+    fmt::print("VNC on 127.0.0.1:{}\n", port_of(x_tcp.get()));
+  }
+  if (x_options.web_port) {
+    LETHE_TRY_ASSIGN(x_web, listen_loopback(*x_options.web_port));
+    const uint16_t port = port_of(x_web.get());
     x_gate.emplace(port, x_options.web,
-                   [this](UniqueFd socket) { x_screen->add_client(std::move(socket)); });
-    fmt::print("VNC on 127.0.0.1:{0}, in a browser: http://127.0.0.1:{0}/\n", port);
+                   [this](UniqueFd socket) { x_screen->add_client(std::move(socket), true); });
+    fmt::print("Browsers on http://127.0.0.1:{}/\n", port);
   }
   std::fflush(stdout);
   return {};
@@ -91,14 +95,15 @@ bool VncServer::serve_once() {
       {.fd = x_signals.get(), .events = POLLIN, .revents = 0},
       {.fd = x_client->fd(), .events = x_client->events(), .revents = 0},
       {.fd = x_unix.get(), .events = POLLIN, .revents = 0},
-      {.fd = held_back ? -1 : x_tcp.get(), .events = POLLIN, .revents = 0}};
+      {.fd = held_back ? -1 : x_tcp.get(), .events = POLLIN, .revents = 0},
+      {.fd = held_back ? -1 : x_web.get(), .events = POLLIN, .revents = 0}};
   if (x_gate) x_gate->add_to(waiting);
   x_screen->add_to(waiting);
   if (::poll(waiting.data(), waiting.size(), patience_ms(held_back)) < 0 && errno != EINTR)
     return false;
   if (waiting[0].revents != 0) return false;
-  if (waiting[2].revents != 0) accept_all(x_unix.get(), false);
-  if (waiting[3].revents != 0) accept_all(x_tcp.get(), true);
+  for (const pollfd& listener : {waiting[2], waiting[3], waiting[4]})
+    if (listener.revents != 0) accept_all(listener.fd);
   if (x_gate) x_gate->process();
   // Nothing follows the drawing that may hear of new damage: it would stay until the next wake-up.
   // What clients typed goes out at once all the same: events() then has POLLOUT.
@@ -108,14 +113,14 @@ bool VncServer::serve_once() {
   return true;
 }
 
-void VncServer::accept_all(int listener, bool web) {
+void VncServer::accept_all(int listener) {
   while (true) {
     UniqueFd socket = accept_from(listener);
     if (!socket.valid()) return;
-    if (web)
+    if (listener == x_web.get())
       x_gate->add(std::move(socket));
     else
-      x_screen->add_client(std::move(socket));
+      x_screen->add_client(std::move(socket), false);
   }
 }
 

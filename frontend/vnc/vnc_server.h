@@ -19,10 +19,11 @@ namespace lethe::gui {
 
 struct VncOptions {
   Target target;
-  std::string unix_path;         // empty: none
-  std::optional<uint16_t> port;  // on 127.0.0.1; 0: a free one
-  std::string password;          // must not be empty with `port`
-  std::string web;               // noVNC's folder
+  std::string unix_path;             // empty: none
+  std::optional<uint16_t> port;      // VNC on 127.0.0.1; 0: a free one
+  std::optional<uint16_t> web_port;  // the same for browsers
+  std::string password;              // must not be empty with a port
+  std::string web;                   // noVNC's folder
   Desktop::Show show = Desktop::Show::kAuto;
   uint32_t output = 0;
   bool view_only = false;
@@ -41,7 +42,7 @@ class VncServer final : private Listener, private VncUser {
   [[nodiscard]] Result<> start();
   [[nodiscard]] Result<> listen();
   [[nodiscard]] bool serve_once();  // false: a signal came
-  void accept_all(int listener, bool web);
+  void accept_all(int listener);
   void show_damage();
   [[nodiscard]] int patience_ms(bool held_back) const;
 
@@ -66,6 +67,7 @@ class VncServer final : private Listener, private VncUser {
   std::optional<WebGate> x_gate;
   UniqueFd x_unix;
   UniqueFd x_tcp;
+  UniqueFd x_web;
   UniqueFd x_signals;
   std::string x_unlink;  // the Unix socket's path, once it is ours
   Result<> x_ended;      // an error once the channel has ended

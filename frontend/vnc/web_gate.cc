@@ -47,7 +47,7 @@ void WebGate::add_to(std::vector<pollfd>& waiting) const {
 WebGate::Clock::time_point WebGate::deadline() const {
   auto first = Clock::time_point::max();
   for (const Connection& connection : x_connections)
-    first = std::min(first, connection.since + (connection.speaks ? kRequestTime : kSilence));
+    first = std::min(first, connection.since + kRequestTime);
   return first;
 }
 
@@ -58,12 +58,7 @@ void WebGate::process() {
 bool WebGate::look(Connection& connection) {
   if (!connection.answering && !read_request(connection)) return false;
   if (connection.answering && !send_answer(connection)) return false;
-  const auto age = Clock::now() - connection.since;
-  if (!connection.speaks && age >= kSilence) {
-    x_to_vnc(std::move(connection.socket));
-    return false;
-  }
-  return age < kRequestTime;
+  return Clock::now() - connection.since < kRequestTime;
 }
 
 bool WebGate::read_request(Connection& connection) {
@@ -73,15 +68,10 @@ bool WebGate::read_request(Connection& connection) {
   if (got < 0) return errno == EAGAIN || errno == EINTR;
   if (got == 0) return false;
   const std::string_view head(bytes, static_cast<size_t>(got));
-  connection.speaks = true;
-  if (!head.starts_with(std::string_view("GET ").substr(0, head.size()))) {
-    x_to_vnc(std::move(connection.socket));
-    return false;
-  }
   const auto request = parse_request(head, x_port);
   if (!request) return true;
   if (request->kind == WebRequest::Kind::kWebSocket) {
-    x_to_vnc(std::move(connection.socket));
+    x_to_websocket(std::move(connection.socket));
     return false;
   }
   (void)::recv(connection.socket.get(), bytes, sizeof bytes, MSG_DONTWAIT);

@@ -1,6 +1,6 @@
-// What stands behind the loopback port: one port for VNC, for VNC over WebSocket, and for the noVNC
-// page. A new connection is looked at before it is served: who says "GET " is a browser; who waits
-// for our greeting is a VNC client. Non-blocking; one thread.
+// What stands behind the port for browsers: the noVNC page, and VNC over WebSocket. Browsers open
+// connections in advance and leave them silent, so VNC itself, whose clients wait for the server to
+// speak, has a port of its own. Non-blocking; one thread.
 #pragma once
 
 #include <poll.h>
@@ -17,14 +17,14 @@ namespace lethe::gui {
 class WebGate {
  public:
   using Clock = std::chrono::steady_clock;
-  static constexpr size_t kConnectionsMax = 32;                   // further ones are closed
-  static constexpr std::chrono::milliseconds kSilence{150};       // then it is a VNC client
-  static constexpr std::chrono::milliseconds kRequestTime{5000};  // for a whole request and answer
+  static constexpr size_t kConnectionsMax = 32;  // further ones are closed
+  static constexpr std::chrono::milliseconds kRequestTime{
+      10'000};  // from the connection to the answer's end
   static constexpr size_t kFileBytesMax = 4 << 20;
 
   // `files` is a folder with noVNC's core/ and vendor/; may be missing: the page says so.
-  WebGate(unsigned port, std::string files, std::function<void(UniqueFd)> to_vnc)
-      : x_port(port), x_files(std::move(files)), x_to_vnc(std::move(to_vnc)) {}
+  WebGate(unsigned port, std::string files, std::function<void(UniqueFd)> to_websocket)
+      : x_port(port), x_files(std::move(files)), x_to_websocket(std::move(to_websocket)) {}
 
   void add(UniqueFd socket);
   void add_to(std::vector<pollfd>& waiting) const;
@@ -38,8 +38,7 @@ class WebGate {
   struct Connection {
     UniqueFd socket;
     Clock::time_point since;
-    bool speaks = false;  // it has said something
-    std::string answer;   // what is left to send
+    std::string answer;  // what is left to send
     bool answering = false;
   };
   // False: it is done with.
@@ -50,7 +49,7 @@ class WebGate {
 
   unsigned x_port;
   std::string x_files;
-  std::function<void(UniqueFd)> x_to_vnc;
+  std::function<void(UniqueFd)> x_to_websocket;
   std::vector<Connection> x_connections;
 };
 
