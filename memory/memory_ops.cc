@@ -2,12 +2,14 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 
+#include "base/unique_fd.h"
 #include "memory/guest_memory.h"
 #include "memory/page_map.h"
 
@@ -20,6 +22,34 @@ constexpr size_t kLookPages = 512;  // what PageMap::read_pages() tells at a tim
 const PageMap* page_map() {
   static const std::unique_ptr<PageMap> pages = PageMap::open();
   return pages.get();
+}
+
+// A pidfd of this process, if process_madvise() takes advice that destroys content for it: the
+// process itself may give any, but only from Linux 6.13 on. Nothing else says so, so a page is
+// tried.
+UniqueFd open_self() {
+  // glibc 2.36 declares pidfd_open() for C only.
+  UniqueFd self(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)));
+  if (!self.valid()) return {};
+  void* const page = ::mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  if (page == MAP_FAILED) return {};
+  // SAFETY: a page of our own. Volatile: the kernel changes it in between.
+  volatile uint8_t* const content = static_cast<uint8_t*>(page);
+  *content = 1;
+  const iovec range{.iov_base = page, .iov_len = kPageBytes};
+  const bool works = ::process_madvise(self.get(), &range, 1, MADV_DONTNEED, 0) ==
+                         static_cast<ssize_t>(kPageBytes) &&
+                     *content == 0;
+  ::munmap(page, kPageBytes);
+  return works ? std::move(self) : UniqueFd();
+}
+
+// Opened at the first use; for the life of the process. A child made by fork() would name its
+// parent with it, and is refused: advice that destroys is for oneself only.
+const UniqueFd& self() {
+  static const UniqueFd fd = open_self();
+  return fd;
 }
 
 // lseek(2), SEEK_DATA: in a memory file a page that is swapped out is data, too. Moves the file's
@@ -45,6 +75,18 @@ int exists_in_file(int fd, uint64_t offset, std::span<uint8_t> pages) {
 
 int MemoryOps::advise(uint8_t* host, uint64_t size, int advice) {
   return ::madvise(host, size, advice) == 0 ? 0 : errno;
+}
+
+size_t MemoryOps::advise_all(std::span<const iovec> ranges, int advice) {
+  if (!self().valid()) return 0;
+  const ssize_t advised = ::process_madvise(self().get(), ranges.data(),
+                                            std::min<size_t>(ranges.size(), UIO_MAXIOV), advice, 0);
+  // Bytes of whole ranges, except where the kernel takes no more than 2 GiB at a time:
+  // process_madvise(2).
+  auto left = static_cast<uint64_t>(std::max<ssize_t>(advised, 0));
+  size_t done = 0;
+  while (done < ranges.size() && ranges[done].iov_len <= left) left -= ranges[done++].iov_len;
+  return done;
 }
 
 int MemoryOps::punch_hole(int fd, uint64_t offset, uint64_t size) {

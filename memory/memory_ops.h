@@ -1,6 +1,8 @@
 // The system calls that give guest memory back to the host, and the question what is resident.
 #pragma once
 
+#include <sys/uio.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -14,6 +16,13 @@ class MemoryOps {
   virtual ~MemoryOps() = default;
   // madvise(2): `host` and `size` in whole pages.
   [[nodiscard]] virtual int advise(uint8_t* host, uint64_t size, int advice);
+  // The same for several ranges, each of whole pages and not empty, in one call: the kernel then
+  // tells other processors once for all of them (process_madvise(2) of this process; MADV_DONTNEED
+  // from Linux 6.13, told once from 6.16). Returns how many of them are wholly advised: ranges[0]
+  // and so on. That is not all of them if the kernel does not do this (it is tried once, at the
+  // first call), if it fails at one of them, and where they are more than UIO_MAXIOV or 2 GiB. The
+  // rest may be advised in part: advise() says what is wrong with one.
+  [[nodiscard]] virtual size_t advise_all(std::span<const iovec> ranges, int advice);
   // fallocate(2) with PUNCH_HOLE | KEEP_SIZE. In a file of huge pages, a part of one is overwritten
   // with zeroes instead, if it is there.
   [[nodiscard]] virtual int punch_hole(int fd, uint64_t offset, uint64_t size);
