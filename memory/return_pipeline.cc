@@ -14,6 +14,9 @@ namespace {
 // as much as at a few small ones, and a system call more than both.
 constexpr uint64_t kLookGap = 4 * kMiB;
 
+static_assert(ReturnPipeline::kBatchParts <= UIO_MAXIOV);
+static_assert(ReturnPipeline::kBatchBytes + ReturnPipeline::kPieceBytes < 2 * kGiB);
+
 std::vector<MemoryRegion> ram_of(const GuestMemory& memory) {
   std::vector<MemoryRegion> regions = memory.regions();
   std::erase_if(regions, [](const MemoryRegion& region) { return region.removable; });
@@ -71,6 +74,7 @@ ReturnPipeline::Added ReturnPipeline::add(const MemoryRegion& region, uint64_t o
   if (!x_ranges) {  // at the first return: who returns nothing pays nothing
     x_ranges = std::make_unique_for_overwrite<std::array<Range, kRangesMax>>();
     x_seen = std::make_unique_for_overwrite<std::array<uint8_t, kPieceBytes / kPageBytes>>();
+    x_batch = std::make_unique_for_overwrite<Batch>();
   }
   if (x_count == 0) x_oldest = std::chrono::steady_clock::now();
   const bool reported = source == ReturnSource::kReport;
@@ -142,7 +146,6 @@ bool ReturnPipeline::flush() {
   x_split_chunk = nullptr;
   const auto deadline = std::chrono::steady_clock::now() + x_options.wake_time_max;
   uint64_t left = x_options.wake_bytes_max;
-  auto now = deadline;
   while (x_next < x_count) {
     const Range& range = (*x_ranges)[x_next];
     const uint64_t piece = std::min(range.bytes - x_done, kPieceBytes);
@@ -153,13 +156,14 @@ bool ReturnPipeline::flush() {
       x_done = 0;
     }
     left -= std::min(left, piece);
-    now = std::chrono::steady_clock::now();
-    if (x_next < x_count && (left == 0 || now >= deadline)) {
+    if (x_next < x_count && (left == 0 || std::chrono::steady_clock::now() >= deadline)) {
+      discard_batch();
       count(x_counters.budget_ends, 1);
       return false;
     }
   }
-  x_latency.add(now - x_oldest);
+  discard_batch();
+  x_latency.add(std::chrono::steady_clock::now() - x_oldest);
   x_count = x_next = 0;
   x_held_bytes = 0;
   x_flushing = false;
@@ -209,49 +213,79 @@ void ReturnPipeline::forget_in_place(const MemoryRegion& region, uint64_t offset
 // `value` is what it must read as if the host refuses.
 void ReturnPipeline::discard(const MemoryRegion& region, uint64_t offset, uint64_t bytes,
                              uint32_t value) {
-  uint8_t* const host = region.host + offset;
-  const uint64_t resident = count_resident(region, offset, bytes);
-  const bool anonymous = region.backing == MemoryBacking::kAnonymous;
-  int error = 0;
-  if (anonymous && policy() == ReturnPolicy::kLazy) {
-    error = x_ops.advise(host, bytes, MADV_FREE);
-    if (error == 0) {
-      count(x_counters.lazy, resident);
-      count(x_counters.absent, bytes - resident);
+  const Part part{.region = &region,
+                  .offset = offset,
+                  .bytes = bytes,
+                  .resident = count_resident(region, offset, bytes),
+                  .value = value};
+  // A memory file keeps its pages when they are unmapped: only a hole frees them.
+  if (region.backing != MemoryBacking::kAnonymous)
+    return settle(part, x_ops.punch_hole(region.fd, offset, bytes));
+  if (policy() == ReturnPolicy::kLazy) {
+    if (x_ops.advise(region.host + offset, bytes, MADV_FREE) == 0) {
+      count(x_counters.lazy, part.resident);
+      count(x_counters.absent, bytes - part.resident);
       return;
     }
     count(x_counters.host_failures, 1);
   }
-  // A memory file keeps its pages when they are unmapped: only a hole frees them.
-  error = anonymous ? discard_anonymous(host, bytes, resident)
-                    : x_ops.punch_hole(region.fd, offset, bytes);
+  if (part.resident > 0) split_at_ends(part);
+  discard_later(part);
+}
+
+// Most of what a discard costs is that every processor which runs the guest must forget the range,
+// too: they are told once a batch.
+void ReturnPipeline::discard_later(const Part& part) {
+  x_batch->ranges[x_batched] = {.iov_base = part.region->host + part.offset, .iov_len = part.bytes};
+  x_batch->parts[x_batched] = part;
+  ++x_batched;
+  x_batched_bytes += part.bytes;
+  if (x_batched == kBatchParts || x_batched_bytes >= kBatchBytes) discard_batch();
+}
+
+// What the one call does not do, because the kernel has no such call or fails at a part, is done
+// part by part.
+void ReturnPipeline::discard_batch() {
+  const std::span<const iovec> ranges(x_batch->ranges.data(), x_batched);
+  const size_t together = ranges.size() > 1 ? x_ops.advise_all(ranges, MADV_DONTNEED) : 0;
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    auto* const host = static_cast<uint8_t*>(ranges[i].iov_base);
+    settle(x_batch->parts[i],
+           i < together ? 0 : x_ops.advise(host, ranges[i].iov_len, MADV_DONTNEED));
+  }
+  x_batched = 0;
+  x_batched_bytes = 0;
+}
+
+// The host has discarded the part, or refused (`error`): then it is overwritten.
+void ReturnPipeline::settle(const Part& part, int error) {
   if (error == 0) {
     // Of a file of huge pages only whole ones go; the kernel overwrites parts (Linux 5.19).
-    const uint64_t freed = region.backing == MemoryBacking::kHugetlb
-                               ? resident_in_huge_pages(region, offset, bytes)
-                               : resident;
+    const uint64_t freed = part.region->backing == MemoryBacking::kHugetlb
+                               ? resident_in_huge_pages(*part.region, part.offset, part.bytes)
+                               : part.resident;
     count(x_counters.freed, freed);
-    count(x_counters.overwritten, resident - freed);
-    count(x_counters.absent, bytes - resident);
+    count(x_counters.overwritten, part.resident - freed);
+    count(x_counters.absent, part.bytes - part.resident);
     return;
   }
   count(x_counters.host_failures, 1);
   LETHE_LOG_LIMITED(LogModule::kMemory,
                     "cannot give {} KiB of guest memory back: {}; overwrote them instead",
-                    bytes / kKiB, errno_text(error));
-  overwrite(region, offset, bytes, value);
+                    part.bytes / kKiB, errno_text(error));
+  overwrite(*part.region, part.offset, part.bytes, part.value);
 }
 
 // MADV_DONTNEED of a part of a huge page only unmaps it: the page stays whole, and charged, until
 // the kernel runs short and splits it. MADV_FREE splits a huge page that it is given a part of
 // (Linux 4.5 to 6.18 at least; some 100 us), after which the part is really freed.
-int ReturnPipeline::discard_anonymous(uint8_t* host, uint64_t bytes, uint64_t resident) {
+void ReturnPipeline::split_at_ends(const Part& part) {
+  uint8_t* const host = part.region->host + part.offset;
   const auto begin = reinterpret_cast<uintptr_t>(host);
-  const uint64_t head = std::min(bytes, (kChunkBytes - begin % kChunkBytes) % kChunkBytes);
-  const uint64_t tail = bytes > head ? (begin + bytes) % kChunkBytes : 0;
-  if (resident > 0 && head > 0) split_huge_page(host, head);
-  if (resident > 0 && tail > 0) split_huge_page(host + (bytes - tail), tail);
-  return x_ops.advise(host, bytes, MADV_DONTNEED);
+  const uint64_t head = std::min(part.bytes, (kChunkBytes - begin % kChunkBytes) % kChunkBytes);
+  const uint64_t tail = part.bytes > head ? (begin + part.bytes) % kChunkBytes : 0;
+  if (head > 0) split_huge_page(host, head);
+  if (tail > 0) split_huge_page(host + (part.bytes - tail), tail);
 }
 
 // [host, host + bytes) is a part of one chunk. Ranges are sorted: once a chunk is enough.

@@ -66,7 +66,8 @@ struct ReturnPipelineOptions {
   MemoryOps* ops = nullptr;           // none: the system's
   // Runs when set_poison() changes the value, before anything is returned under it: for the pool.
   std::function<void(uint32_t)> poison_changed = {};
-  // One flush() does no more than this, and then a piece of at most kPieceBytes.
+  // One flush() does no more than this, and then a piece of at most kPieceBytes and what of the
+  // batch has not been discarded yet, less than kBatchBytes.
   uint64_t wake_bytes_max = 1 * kGiB;
   std::chrono::microseconds wake_time_max{10'000};
 };
@@ -96,6 +97,10 @@ class ReturnPipeline {
  public:
   static constexpr size_t kRangesMax = 1024;
   static constexpr uint64_t kPieceBytes = 16 * kMiB;
+  // Anonymous memory is discarded by one system call for so many parts of ranges, or so many bytes
+  // (a piece more at most), and at the end of each flush().
+  static constexpr size_t kBatchParts = 256;
+  static constexpr uint64_t kBatchBytes = 64 * kMiB;
 
   enum class Added : uint8_t {
     kTaken,
@@ -150,6 +155,15 @@ class ReturnPipeline {
     bool reported = false;
   };
 
+  // A part of a range, at most a piece, that is to be discarded.
+  struct Part {
+    const MemoryRegion* region = nullptr;
+    uint64_t offset = 0;  // in the region
+    uint64_t bytes = 0;
+    uint64_t resident = 0;  // of them, before
+    uint32_t value = 0;     // what it must read as if the host refuses
+  };
+
   [[nodiscard]] const MemoryRegion* find(GuestAddr start, uint64_t bytes) const;
   Added refuse(ReturnSource source);
   Added add(const MemoryRegion& region, uint64_t offset, uint64_t bytes, ReturnSource source);
@@ -157,7 +171,10 @@ class ReturnPipeline {
   void forget(const MemoryRegion& region, uint64_t offset, uint64_t bytes, bool reported);
   void forget_in_place(const MemoryRegion& region, uint64_t offset, uint64_t bytes, bool reported);
   void discard(const MemoryRegion& region, uint64_t offset, uint64_t bytes, uint32_t value);
-  int discard_anonymous(uint8_t* host, uint64_t bytes, uint64_t resident);
+  void discard_later(const Part& part);
+  void discard_batch();
+  void settle(const Part& part, int error);
+  void split_at_ends(const Part& part);
   [[nodiscard]] uint64_t resident_in_huge_pages(const MemoryRegion& region, uint64_t offset,
                                                 uint64_t bytes);
   void split_huge_page(uint8_t* host, uint64_t bytes);
@@ -182,6 +199,16 @@ class ReturnPipeline {
   uint64_t x_held_bytes = 0;
   bool x_flushing = false;
   std::chrono::steady_clock::time_point x_oldest;
+
+  // Parts that wait for discard_batch(): only inside a flush(). As the call wants them, and what
+  // they are.
+  struct Batch {
+    std::array<iovec, kBatchParts> ranges;
+    std::array<Part, kBatchParts> parts;
+  };
+  std::unique_ptr<Batch> x_batch;
+  size_t x_batched = 0;
+  uint64_t x_batched_bytes = 0;
 
   // Which pages were resident, from x_seen_host on: one look serves the ranges near each other.
   std::unique_ptr<std::array<uint8_t, kPieceBytes / 4096>> x_seen;

@@ -229,7 +229,14 @@ RC_GTEST_PROP(ReturnProperty, forgets_exactly_what_it_took, ()) {
   const auto memory = GuestMemory::create(kTwo, {}).value();
   FakeTaker taker;
   taker.room = *rc::gen::inRange<uint64_t>(0, 4);
-  ReturnPipeline pipeline(*memory, {.isolated_max = 3 * kMiB, .taker = &taker});
+  // A host that does a few ranges of a call, or none, and refuses some pages at any time.
+  FailingOps ops;
+  ops.together_max = *rc::gen::element<size_t>(0, 1, 2, 5, SIZE_MAX);
+  for (const uint64_t page :
+       *rc::gen::container<std::set<uint64_t>>(rc::gen::inRange<uint64_t>(256, 1536)))
+    if (page % 4 == 0) ops.fail_at.insert(host_of(*memory, page * kPage));
+  MemoryOps* const host = *rc::gen::arbitrary<bool>() ? &ops : nullptr;
+  ReturnPipeline pipeline(*memory, {.isolated_max = 3 * kMiB, .taker = &taker, .ops = host});
   const auto in_memory = [](uint64_t page) {
     return (page >= 256 && page < 1536) || (page >= 1792 && page < 2560);
   };

@@ -9,9 +9,11 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "memory/guest_memory.h"
 #include "memory/return_pipeline.h"
@@ -22,12 +24,24 @@ namespace lethe {
 class FailingOps : public MemoryOps {
  public:
   int advise(uint8_t* host, uint64_t size, int advice) override {
-    ++calls;
-    if (fail_advice.contains(advice)) return EIO;
-    return MemoryOps::advise(host, size, advice);
+    if (advice == MADV_DONTNEED) alone.push_back({host, size});
+    return try_advice(host, size, advice);
+  }
+  // Like a kernel that does it, whatever this one does: up to the first range that fails, of which
+  // half may be gone.
+  size_t advise_all(std::span<const iovec> ranges, int advice) override {
+    if (before_all) before_all(ranges);
+    together.push_back(ranges.size());
+    size_t done = 0;
+    for (; done < std::min(ranges.size(), together_max); ++done) {
+      auto* const host = static_cast<uint8_t*>(ranges[done].iov_base);
+      if (try_advice(host, ranges[done].iov_len, advice) == 0) continue;
+      (void)MemoryOps::advise(host, ranges[done].iov_len / 2 / kPageBytes * kPageBytes, advice);
+      break;
+    }
+    return done;
   }
   int punch_hole(int fd, uint64_t offset, uint64_t size) override {
-    ++calls;
     return fail_punch ? EIO : MemoryOps::punch_hole(fd, offset, size);
   }
   int resident(const uint8_t* host, std::span<uint8_t> pages) override {
@@ -37,10 +51,22 @@ class FailingOps : public MemoryOps {
     return fail_resident || no_mapped ? std::nullopt : MemoryOps::mapped(host, size);
   }
   std::set<int> fail_advice;
+  std::set<const uint8_t*> fail_at;       // MADV_DONTNEED of a range that holds one of these
+  size_t together_max = SIZE_MAX;         // of the ranges of a call; 0: as before Linux 6.13
+  std::vector<size_t> together;           // how many ranges each call for several had
+  std::vector<std::span<uint8_t>> alone;  // ranges discarded by a call each
+  std::function<void(std::span<const iovec>)> before_all;
   bool fail_punch = false;
   bool fail_resident = false;
   bool no_mapped = false;  // as before Linux 6.7
-  int calls = 0;
+
+ private:
+  int try_advice(uint8_t* host, uint64_t size, int advice) {
+    const auto bad = fail_at.lower_bound(host);
+    const bool holds_bad = bad != fail_at.end() && *bad < host + size;
+    if (fail_advice.contains(advice) || (advice == MADV_DONTNEED && holds_bad)) return EIO;
+    return MemoryOps::advise(host, size, advice);
+  }
 };
 
 // A pool that only takes: what it takes reads as zero, like a hole.
@@ -53,6 +79,8 @@ class FakeTaker : public ChunkTaker {
     ++taken;
     return ::madvise(host, kChunkBytes, MADV_DONTNEED) == 0;
   }
+  bool honours_poison() const override { return honours; }
+  bool honours = false;
   uint64_t room = UINT64_MAX;
   uint64_t asked = 0;
   uint64_t taken = 0;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <random>
+#include <semaphore>
 
 #include "devices/virtio/balloon/balloon_test_util.h"
 
@@ -226,6 +227,38 @@ TEST(BalloonReport, content_is_unreadable_when_the_chain_is_used) {
   }
   EXPECT_EQ(b.counters().reports, 20u);
   EXPECT_EQ(b.returned().freed, 20 * 6 * kMiB);
+}
+
+TEST(BalloonReport, no_chain_is_used_before_the_call_that_discards_its_ranges_has_returned) {
+  FailingOps ops;
+  std::binary_semaphore entered(0);
+  std::binary_semaphore go_on(0);
+  ops.before_all = [&](std::span<const iovec> ranges) {
+    EXPECT_EQ(ranges.size(), 4u);
+    entered.release();
+    EXPECT_TRUE(go_on.try_acquire_for(FakeTransport::kPatience));
+  };
+  BalloonGuest b(128 * kMiB, {}, {.ops = &ops, .wake_time_max = std::chrono::hours(1)});
+  const uint16_t index = b.index(BalloonQueue::kReport);
+  FakeDriver& driver = b.driver(BalloonQueue::kReport);
+  fill(*b.memory, kFree, 32 * kMiB, 0xaa);
+  for (uint64_t chain = 0; chain < 2; ++chain) {
+    const FakeBuffer ranges[] = {BalloonGuest::range(kFree + chain * 16 * kMiB, 2 * kMiB),
+                                 BalloonGuest::range(kFree + chain * 16 * kMiB + 8 * kMiB, kPage)};
+    ASSERT_TRUE(driver.prepare(ranges, FakeDriver::Table::kDirect));
+  }
+  driver.publish();
+  b.guest->kick(index);
+  ASSERT_TRUE(entered.try_acquire_for(FakeTransport::kPatience));
+  EXPECT_FALSE(driver.poll_used()) << "its content can still be read";
+  EXPECT_TRUE(b.reads(kFree, 32 * kMiB, 0xaa));
+  EXPECT_EQ(b.returned().isolated, 4 * kMiB + 2 * kPage);
+  go_on.release();
+  for (uint64_t chain = 0; chain < 2; ++chain) {
+    ASSERT_TRUE(driver.wait_used(b.guest->interrupt(index), deadline_in(FakeTransport::kPatience)));
+    EXPECT_TRUE(b.reads(kFree + chain * 16 * kMiB, 2 * kMiB, 0));
+    EXPECT_TRUE(b.reads(kFree + chain * 16 * kMiB + 8 * kMiB, kPage, 0));
+  }
 }
 
 TEST(BalloonReport, unaligned_ranges_are_refused_whole) {
