@@ -43,7 +43,10 @@ GuiCore::GuiCore(EventLoop& loop, const GuiOptions& options)
       x_buffers(x_options.buffers_max),
       x_done_checks(gui::kSurfacesMax),
       x_accept_timer(loop.make_timer([this] { watch_listener(); })),
-      x_limits_timer(loop.make_timer([this] { enforce_limits(); })),
+      x_limits_timer(loop.make_timer([this] {
+        x_limits_due = ShareLedger::Clock::time_point::max();
+        enforce_limits();
+      })),
       x_patience_timer(loop.make_timer([this] { check_patience(); })) {
   LETHE_ASSERT(options.buffers_max <= gui::kBuffersMax);
   LETHE_ASSERT(options.frontends_max <= ShareLedger::kHoldersMax);
@@ -175,9 +178,10 @@ void GuiCore::set_limits(const LedgerLimits& limits) {
 void GuiCore::enforce_limits() {
   const auto now = ShareLedger::Clock::now();
   const auto again = x_ledger.enforce_limits(now);
-  if (again)
-    x_limits_timer->start(std::min<std::chrono::nanoseconds>(*again - now, std::chrono::hours(1)));
   schedule_pass();
+  if (!again || *again >= x_limits_due) return;  // looked at soon enough
+  x_limits_due = *again;
+  x_limits_timer->start(std::min<std::chrono::nanoseconds>(*again - now, std::chrono::hours(1)));
 }
 
 // --- Surfaces ---

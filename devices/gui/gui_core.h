@@ -111,6 +111,7 @@ class GuiCore final : private ShareLedger::Owner {
   bool release(BufferId id, uint64_t bytes, bool revoked) override;
   bool revoke(BufferId id, uint64_t bytes, uint32_t holders) override;
 
+  // Of those that have not ended.
   template <typename Call>
   void for_clients(Call&& call);
   [[nodiscard]] bool room_for(uint64_t bytes) const;
@@ -153,6 +154,8 @@ class GuiCore final : private ShareLedger::Owner {
   uint64_t x_departures = 0;
 
   std::unique_ptr<EventLoop::Timer> x_limits_timer;
+  ShareLedger::Clock::time_point x_limits_due =
+      ShareLedger::Clock::time_point::max();  // the timer's
   std::unique_ptr<EventLoop::Timer> x_patience_timer;
   bool x_patience_watched = false;
   bool x_pass_posted = false;

@@ -79,7 +79,7 @@ void GuiCore::accept_frontends() {
 
 void GuiCore::add_client(UniqueFd socket) {
   unsigned connected = 0;
-  for (const Holder& other : x_holders) connected += other.client ? 1 : 0;
+  for (const Holder& other : x_holders) connected += other.client && !other.client->ended() ? 1 : 0;
   Holder* const holder = connected < x_options.frontends_max ? free_holder() : nullptr;
   auto pidfd = peer_process(socket.get());
   if (holder == nullptr || !pidfd) {
