@@ -60,9 +60,10 @@ class Parser {
   }
 
   void parse_top(const toml::table& top);
-  void parse_disks(const toml::node& node);
-  void parse_table(const toml::table& table, const ConfigSection& section, size_t disk);
-  void parse_value(const ConfigKey& key, const Place& place, const toml::node& node, size_t disk);
+  void parse_repeated(const toml::node& node, const ConfigSection& section);
+  void check_step(const Place& place, const ScreenStep& step);
+  void parse_table(const toml::table& table, const ConfigSection& section, size_t index);
+  void parse_value(const ConfigKey& key, const Place& place, const toml::node& node, size_t index);
   void apply_override(const std::string& item);
   void finish();
   void finish_memory();
@@ -94,23 +95,45 @@ const char* type_words(const toml::node& node) {
   }
 }
 
+// The whole numbers of a list; nothing if it has something else.
+std::optional<std::vector<int64_t>> numbers_of(const toml::array& array) {
+  std::vector<int64_t> numbers;
+  for (const toml::node& entry : array) {
+    const auto* number = entry.as_integer();
+    if (number == nullptr) return std::nullopt;
+    numbers.push_back(number->get());
+  }
+  return numbers;
+}
+
+// Texts (an empty list is one of texts), whole numbers, or lists of whole numbers.
+void read_list(const toml::array& array, RawValue& raw) {
+  std::vector<std::string> texts;
+  std::vector<std::vector<int64_t>> lists;
+  for (const toml::node& entry : array) {
+    if (const auto* text = entry.as_string()) texts.push_back(text->get());
+    const auto* inner = entry.as_array();
+    if (auto numbers = inner == nullptr ? std::nullopt : numbers_of(*inner))
+      lists.push_back(std::move(*numbers));
+  }
+  if (texts.size() == array.size()) {
+    raw.value = std::move(texts);
+    return;
+  }
+  raw.type = "a list with something else than texts";
+  if (lists.size() == array.size())
+    raw.value = std::move(lists);
+  else if (auto numbers = numbers_of(array))
+    raw.value = std::move(*numbers);
+}
+
 RawValue raw_value(const toml::node& node) {
   RawValue raw{type_words(node), {}};
   if (const auto* flag = node.as_boolean()) raw.value = flag->get();
   if (const auto* number = node.as_integer()) raw.value = number->get();
   if (const auto* text = node.as_string()) raw.value = text->get();
-  if (const auto* array = node.as_array()) {
-    std::vector<std::string> list;
-    for (const toml::node& entry : *array) {
-      if (const auto* text = entry.as_string()) {
-        list.push_back(text->get());
-      } else {
-        raw.type = "a list with something else than texts";
-        return raw;
-      }
-    }
-    raw.value = std::move(list);
-  }
+  if (const auto* number = node.as_floating_point()) raw.value = number->get();
+  if (const auto* array = node.as_array()) read_list(*array, raw);
   return raw;
 }
 
@@ -121,7 +144,7 @@ const ConfigSection* find_section(std::string_view name) {
 }
 
 void Parser::parse_value(const ConfigKey& key, const Place& place, const toml::node& node,
-                         size_t disk) {
+                         size_t index) {
   auto value = convert(key, raw_value(node));
   if (!value) {
     if (key.full_name() == "boot.kernel") x_kernel_key_failed = true;
@@ -129,13 +152,14 @@ void Parser::parse_value(const ConfigKey& key, const Place& place, const toml::n
   }
   if (key.type == KeyType::kPath && !value->text.starts_with('/'))
     value->text.insert(0, x_directory);
-  key.store(x_config, disk, std::move(*value));
+  key.store(x_config, index, std::move(*value));
 }
 
-void Parser::parse_table(const toml::table& table, const ConfigSection& section, size_t disk) {
+void Parser::parse_table(const toml::table& table, const ConfigSection& section, size_t index) {
   for (const auto& [name, node] : table) {
     if (section.name.empty() && find_section(name.str()) != nullptr && !name.str().empty())
       continue;  // parse_top's
+    if (find_section(fmt::format("{}.{}", section.name, name.str())) != nullptr) continue;  // too
     const Place place = place_of(name.source());
     const ConfigKey* key = find_config_key(section.name, name.str());
     if (key == nullptr) {
@@ -149,37 +173,78 @@ void Parser::parse_table(const toml::table& table, const ConfigSection& section,
                                       : suggest_key(section.name, name.str())));
       continue;
     }
-    parse_value(*key, place, node, disk);
+    parse_value(*key, place, node, index);
   }
 }
 
-void Parser::parse_disks(const toml::node& node) {
-  const toml::array* disks = node.as_array();
-  if (disks == nullptr || !disks->is_homogeneous<toml::table>()) {
-    // An empty list is not homogeneous for toml++, but it plainly means: no disk.
-    if (disks != nullptr && disks->empty()) return;
-    return key_error(place_of(node.source()), "disk",
-                     fmt::format("is {}: write [[disk]] above each disk's keys", type_words(node)));
+// [[section]]: every table of it.
+void Parser::parse_repeated(const toml::node& node, const ConfigSection& section) {
+  const std::string name(section.name);
+  const toml::array* tables = node.as_array();
+  if (tables == nullptr || !tables->is_homogeneous<toml::table>()) {
+    // An empty list is not homogeneous for toml++, but it plainly means: none.
+    if (tables != nullptr && tables->empty()) return;
+    return key_error(
+        place_of(node.source()), name,
+        fmt::format("is {}: write [[{}]] above each one's keys", type_words(node), name));
   }
-  for (const toml::node& entry : *disks) {
+  const bool disks = name == "disk";
+  const size_t most = disks ? kDisksMax : kScreenStepsMax;
+  size_t index = 0;
+  for (const toml::node& entry : *tables) {
     const Place place = place_of(entry.source());
-    if (x_config.disks.size() == kDisksMax)
-      return key_error(place, "disk", fmt::format("is one disk too many: at most {}", kDisksMax));
-    x_config.disks.emplace_back();
-    parse_table(*entry.as_table(), *find_section("disk"), x_config.disks.size() - 1);
-    if (entry.as_table()->contains("path")) continue;
-    key_error(place, "disk.path", "is missing: name the disk's image file, path = \"root.img\"");
+    if (index == most)
+      return key_error(place, name, fmt::format("is one too many: at most {}", most));
+    if (disks)
+      x_config.disks.emplace_back();
+    else
+      x_config.check.screen.emplace_back();
+    const size_t errors = x_errors.size();
+    parse_table(*entry.as_table(), section, index);
+    if (!disks && x_errors.size() == errors)
+      check_step(place, x_config.check.screen[index]);
+    else if (disks && !entry.as_table()->contains("path"))
+      key_error(place, "disk.path", "is missing: name the disk's image file, path = \"root.img\"");
+    ++index;
   }
+}
+
+// One thing to do a step, and what belongs to it.
+void Parser::check_step(const Place& place, const ScreenStep& step) {
+  const int actions = !step.wait_image.empty() + !step.wait_text.empty() + !step.type.empty() +
+                      !step.keys.empty() + !step.click.empty() + !step.resize.empty() + step.close +
+                      step.wait_gone + !step.shot.empty();
+  constexpr const char* kSection = "check.screen";
+  if (actions != 1)
+    return key_error(place, kSection,
+                     fmt::format("has {} of wait_image, wait_text, type, keys, click, resize, "
+                                 "close, wait_gone and shot: it must have one; write "
+                                 "[[check.screen]] above each",
+                                 actions));
+  const bool image_keys = step.tolerance != 0 || step.max_different != 0 || !step.masks.empty();
+  if (image_keys && step.wait_image.empty())
+    key_error(place, kSection, "has tolerance, max_different or masks without wait_image");
+  if (step.button != 0 && step.click.empty())
+    key_error(place, kSection, "has button without click");
+}
+
+// "memory", or "check.screen"; null if it is not there.
+const toml::node* find_node(const toml::table& top, std::string_view name) {
+  const size_t dot = name.find('.');
+  const toml::node* const node = top.get(name.substr(0, dot));
+  if (node == nullptr || dot == std::string_view::npos) return node;
+  const toml::table* const table = node->as_table();
+  return table == nullptr ? nullptr : table->get(name.substr(dot + 1));
 }
 
 void Parser::parse_top(const toml::table& top) {
   parse_table(top, *find_section(""), 0);
   for (const ConfigSection& section : config_sections()) {
     if (section.name.empty()) continue;
-    const toml::node* node = top.get(section.name);
+    const toml::node* node = find_node(top, section.name);
     if (node == nullptr) continue;
     if (section.repeated) {
-      parse_disks(*node);
+      parse_repeated(*node, section);
     } else if (const toml::table* table = node->as_table()) {
       if (section.name == "check") x_config.check.present = true;
       parse_table(*table, section, 0);
@@ -269,6 +334,11 @@ void Parser::finish() {
       x_config.boot.on_reboot == OnReboot::kRestart)
     key_error({x_shown_file}, "check.exit",
               "\"reboot\" can't come about: set boot.on_reboot = \"exit\" too");
+  if (!x_config.check.screen.empty() && !x_config.gui.enabled)
+    key_error({x_shown_file}, "check.screen", "needs a screen: set gui.enabled = true too");
+  if (x_config.check.ends_with_screen() && x_config.check.screen.empty())
+    key_error({x_shown_file}, "check.exit",
+              "\"screen\" can't come about: there is no [[check.screen]]");
   if (!x_config.name.empty()) return;
   if (valid_vm_name(x_stem)) {
     x_config.name = x_stem;

@@ -122,6 +122,30 @@ struct GuiConfig {
   bool operator==(const GuiConfig&) const = default;
 };
 
+// One [[check.screen]] table: what is done, or waited for, on the guest's screen. Exactly one of
+// those up to `shot` is set.
+struct ScreenStep {
+  std::string wait_image{};  // a PNG's path
+  std::string wait_text{};
+  std::string type{};
+  std::vector<std::string> keys{};
+  std::vector<uint32_t> click{};   // x, y
+  std::vector<uint32_t> resize{};  // width, height
+  bool close = false;
+  bool wait_gone = false;
+  std::string shot{};  // a PNG's name, in --out
+
+  std::string surface = "screen:0";  // or "window:TITLE"
+  uint32_t timeout_ms = 30000;
+  uint32_t tolerance = 0;                      // with wait_image, as the next two
+  double max_different = 0;                    // 0 to 1
+  std::vector<std::vector<uint32_t>> masks{};  // x, y, width, height
+  uint32_t button = 0;                         // with click: kMouseButtons[button]
+  bool operator==(const ScreenStep&) const = default;
+};
+inline constexpr std::array<std::string_view, 3> kMouseButtons = {"left", "middle", "right"};
+inline constexpr size_t kScreenStepsMax = 256;
+
 // What `lethe check` expects of the guest. Nothing else reads it.
 struct CheckConfig {
   bool present = false;  // the file has a [check] table
@@ -130,6 +154,9 @@ struct CheckConfig {
   std::vector<std::string> must_match;      // regular expressions (RE2), each within a line
   std::vector<std::string> must_not_match;  // the same
   std::vector<std::string> needs;
+  std::vector<ScreenStep> screen{};
+  // exit = "screen": the guest is ended when its screen's steps are through.
+  [[nodiscard]] bool ends_with_screen() const { return exit == "screen"; }
   bool operator==(const CheckConfig&) const = default;
 };
 

@@ -24,7 +24,7 @@ bool name_ok(const Value& v) { return valid_vm_name(v.text); }
 bool exit_ok(const Value& v) {
   CheckConfig check;
   check.exit = v.text;
-  return expected_exit_code(check) >= 0;
+  return check.ends_with_screen() || expected_exit_code(check) >= 0;
 }
 bool needs_ok(const Value& v) {
   for (const std::string& need : v.list)
@@ -46,6 +46,10 @@ constexpr ConfigSection kSections[] = {
     {"gui", false, "Screens, windows, keyboard and pointer, for frontends such as `lethe attach`."},
     {"check", false,
      "What `lethe check` expects of the guest; `lethe run` does not read it. See [ci.md](ci.md)."},
+    {"check.screen", true,
+     "A step on the guest's screen; repeat the table for more. They are done one after the other, "
+     "from the guest's start on. Each has one of `wait_image`, `wait_text`, `type`, `keys`, "
+     "`click`, `resize`, `close`, `wait_gone` and `shot`. Needs `gui.enabled`."},
 };
 
 constexpr ConfigKey kKeys[] = {
@@ -352,11 +356,13 @@ constexpr ConfigKey kKeys[] = {
      .fallback = "\"poweroff\"",
      .max = 64,
      .valid = exit_ok,
-     .rule =
-         "\"poweroff\", \"reboot\", \"panic\", \"triple-fault\" or \"debug-exit:N\" with N from "
-         "0 to 63",
+     .rule = "\"poweroff\", \"reboot\", \"panic\", \"triple-fault\", \"screen\" or "
+             "\"debug-exit:N\" with "
+             "N from 0 to 63",
      .help = "How the guest must end. For \"reboot\", set `boot.on_reboot = \"exit\"`. "
-             "\"debug-exit:63\" stands for all values above 62.",
+             "\"debug-exit:63\" stands for all values above 62. \"screen\": Lethe ends it when the "
+             "steps of "
+             "`[[check.screen]]` are through.",
      .store = [](VmConfig& c, size_t, Value&& v) { c.check.exit = std::move(v.text); }},
     {.section = "check",
      .name = "must_match",
@@ -390,7 +396,8 @@ constexpr ConfigKey kKeys[] = {
 std::span<const ConfigKey> config_keys() {
   static const std::vector<ConfigKey> all = [] {
     std::vector<ConfigKey> keys(std::begin(kKeys), std::end(kKeys));
-    for (const auto& more : {gui_config_keys()}) keys.insert(keys.end(), more.begin(), more.end());
+    for (const auto& more : {gui_config_keys(), screen_config_keys()})
+      keys.insert(keys.end(), more.begin(), more.end());
     return keys;
   }();
   return all;

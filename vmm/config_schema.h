@@ -24,12 +24,18 @@ enum class KeyType : uint8_t {
   kPath,      // as kText; made relative to the config file
   kChoice,    // one of `choices`
   kTextList,  // each as kText
+  kTyped,  // text that a US keyboard can type: printable ASCII, newlines, tabs; at most max bytes
+  kFraction,     // 0 to 1
+  kNumbers,      // a list of `numbers` whole numbers, min to max
+  kNumberLists,  // a list of such lists
 };
 
 // A value as the file has it, free of the TOML library's types. monostate: some other type.
 struct RawValue {
   std::string_view type;  // "an integer", "a table": for messages
-  std::variant<std::monostate, bool, int64_t, std::string, std::vector<std::string>> value;
+  std::variant<std::monostate, bool, int64_t, double, std::string, std::vector<std::string>,
+               std::vector<int64_t>, std::vector<std::vector<int64_t>>>
+      value;
 };
 
 // A value that has passed its key's checks: the member for the key's type is set.
@@ -38,6 +44,8 @@ struct ConfigValue {
   uint64_t number = 0;  // integer, size in bytes, or the index of the choice
   std::string text;
   std::vector<std::string> list;
+  double fraction = 0;
+  std::vector<std::vector<uint32_t>> numbers;  // of kNumbers: one
 };
 
 struct ConfigKey {
@@ -48,12 +56,13 @@ struct ConfigKey {
   bool required = false;
   uint64_t min = 0;
   uint64_t max = 0;
+  size_t numbers = 0;  // of kNumbers and kNumberLists: how many in a list
   std::span<const std::string_view> choices{};
   // A further rule, and its words (what would be right, instead of the type's own words).
   bool (*valid)(const ConfigValue&) = nullptr;
   std::string_view rule{};
   std::string_view help;
-  void (*store)(VmConfig&, size_t disk, ConfigValue&&);  // `disk`: which [[disk]] table
+  void (*store)(VmConfig&, size_t index, ConfigValue&&);  // `index`: which [[section]] table
 
   [[nodiscard]] std::string full_name() const;
 };
@@ -65,7 +74,8 @@ struct ConfigSection {
 };
 
 [[nodiscard]] std::span<const ConfigKey> config_keys();
-[[nodiscard]] std::span<const ConfigKey> gui_config_keys();  // of [gui], among config_keys()
+[[nodiscard]] std::span<const ConfigKey> gui_config_keys();     // of [gui], among config_keys()
+[[nodiscard]] std::span<const ConfigKey> screen_config_keys();  // of [[check.screen]], likewise
 [[nodiscard]] std::span<const ConfigSection> config_sections();
 [[nodiscard]] const ConfigKey* find_config_key(std::string_view section, std::string_view name);
 

@@ -293,7 +293,7 @@ TEST(Config, disks_are_limited) {
   std::string text = kKernel;
   for (size_t i = 0; i < kDisksMax; ++i) text += "[[disk]]\npath = \"x\"\n";
   EXPECT_THAT(parse(text).errors, IsEmpty());
-  EXPECT_THAT(error_of(text + "[[disk]]\npath = \"x\"\n"), HasSubstr("one disk too many"));
+  EXPECT_THAT(error_of(text + "[[disk]]\npath = \"x\"\n"), HasSubstr("key 'disk' is one too many"));
 }
 
 TEST(Config, names_follow_the_rule) {
@@ -379,17 +379,19 @@ TEST(Config, documented_defaults_are_the_defaults) {
     std::string text = kKernel;
     if (key.section == "disk") {
       text += "[[disk]]\npath = \"x\"\n";
+    } else if (key.section == "check.screen") {
+      text += "[gui]\nenabled = true\n[[check.screen]]\ntype = \"x\"\n";
     }
     const Parsed without = parse(text);
     if (key.section.empty()) {
       text = fmt::format("{} = {}\n{}", key.name, key.fallback, text);
-    } else if (key.section == "boot" || key.section == "disk") {
+    } else if (key.section == "boot" || key.section == "disk" || key.section == "check.screen") {
       text += fmt::format("{} = {}\n", key.name, key.fallback);
     } else {
       text += fmt::format("[{}]\n{} = {}\n", key.section, key.name, key.fallback);
     }
     Parsed with = parse(text);
-    with.config.check.present = false;
+    with.config.check.present = without.config.check.present;
     EXPECT_THAT(with.errors, IsEmpty()) << key.full_name();
     EXPECT_EQ(with.config, without.config) << key.full_name();
   }

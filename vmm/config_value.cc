@@ -11,6 +11,7 @@ namespace {
 
 using Converted = tl::expected<ConfigValue, std::string>;
 
+constexpr size_t kNumberListsMax = 256;
 constexpr std::array<std::pair<char, int>, 4> kSuffixes = {
     {{'T', 40}, {'G', 30}, {'M', 20}, {'K', 10}}};
 
@@ -77,6 +78,61 @@ Converted convert_list(const ConfigKey& key, std::vector<std::string>&& list) {
   return value;
 }
 
+Converted convert_typed(const ConfigKey& key, std::string text) {
+  if (text.empty()) return wrong(key, "is empty");
+  if (text.size() > key.max)
+    return wrong(key, fmt::format("is {} bytes long, more than {}", text.size(), key.max));
+  for (const char c : text)
+    if ((c < 0x20 || c > 0x7e) && c != '\n' && c != '\t')
+      return wrong(key, fmt::format("'{}' has what no key types", printable(text)));
+  ConfigValue value;
+  value.text = std::move(text);
+  return value;
+}
+
+Converted convert_numbers(const ConfigKey& key, const std::vector<std::vector<int64_t>>& lists) {
+  if (lists.size() > kNumberListsMax)
+    return wrong(key, fmt::format("has {} lists, more than {}", lists.size(), kNumberListsMax));
+  ConfigValue value;
+  for (const std::vector<int64_t>& list : lists) {
+    if (list.size() != key.numbers) return wrong(key, fmt::format("has {} numbers", list.size()));
+    std::vector<uint32_t> numbers;
+    for (const int64_t number : list) {
+      if (number < static_cast<int64_t>(key.min) || number > static_cast<int64_t>(key.max))
+        return wrong(key, fmt::format("{} is out of range", number));
+      numbers.push_back(static_cast<uint32_t>(number));
+    }
+    value.numbers.push_back(std::move(numbers));
+  }
+  return value;
+}
+
+Converted convert_fraction(const ConfigKey& key, double number) {
+  if (!(number >= 0 && number <= 1)) return wrong(key, fmt::format("{} is out of range", number));
+  ConfigValue value;
+  value.fraction = number;
+  return value;
+}
+
+// Lists of numbers, and fractions.
+Converted convert_other(const ConfigKey& key, RawValue& raw) {
+  if (key.type == KeyType::kFraction) {
+    if (const auto* number = std::get_if<double>(&raw.value)) return convert_fraction(key, *number);
+    if (const auto* whole = std::get_if<int64_t>(&raw.value))
+      return convert_fraction(key, static_cast<double>(*whole));
+  }
+  if (const auto* numbers = std::get_if<std::vector<int64_t>>(&raw.value);
+      numbers && key.type == KeyType::kNumbers)
+    return convert_numbers(key, {*numbers});
+  if (key.type == KeyType::kNumberLists) {
+    if (const auto* lists = std::get_if<std::vector<std::vector<int64_t>>>(&raw.value))
+      return convert_numbers(key, *lists);
+    const auto* empty = std::get_if<std::vector<std::string>>(&raw.value);
+    if (empty != nullptr && empty->empty()) return ConfigValue{};
+  }
+  return wrong_type(key, raw);
+}
+
 Converted convert_type(const ConfigKey& key, RawValue& raw) {
   if (auto* flag = std::get_if<bool>(&raw.value); flag && key.type == KeyType::kBool) {
     ConfigValue value;
@@ -95,12 +151,15 @@ Converted convert_type(const ConfigKey& key, RawValue& raw) {
       return convert_text(key, std::move(*text), key.min, key.max);
     if (key.type == KeyType::kSize) return convert_size(key, *text);
     if (key.type == KeyType::kChoice) return convert_choice(key, *text);
+    if (key.type == KeyType::kTyped) return convert_typed(key, std::move(*text));
   }
-  return wrong_type(key, raw);
+  return convert_other(key, raw);
 }
 
 std::string shown_value(const ConfigKey& key, const ConfigValue& value) {
   switch (key.type) {
+    case KeyType::kBool:
+      return value.flag ? "true" : "false";
     case KeyType::kInteger:
       return std::to_string(value.number);
     case KeyType::kSize:
@@ -140,6 +199,15 @@ std::string expectation(const ConfigKey& key) {
       return "a file's path in quotes";
     case KeyType::kChoice:
       break;
+    case KeyType::kTyped:
+      return fmt::format("text in quotes of printable ASCII, \\n and \\t, at most {} bytes",
+                         key.max);
+    case KeyType::kFraction:
+      return "a number from 0 to 1";
+    case KeyType::kNumbers:
+      return fmt::format("a list of {} whole numbers {}", key.numbers, range_of(key));
+    case KeyType::kNumberLists:
+      return fmt::format("a list of lists of {} whole numbers {}", key.numbers, range_of(key));
     case KeyType::kTextList:
       return rule.empty() ? fmt::format("a list of texts, at most {}", key.max) : rule;
   }

@@ -32,8 +32,11 @@ struct AttemptRecord {
   bool timed_out = false;
   bool flooded = false;  // stopped at kConsoleBytesMax
   bool interrupted = false;
-  std::string console;   // standard output
-  std::string messages;  // standard error
+  // Of the steps on its screen (vmm/check/guest_run.h): what went wrong, one line; empty: nothing.
+  std::string screen_error;
+  bool ended_for_screen = false;  // ended early: the steps were through, or one failed
+  std::string console;            // standard output
+  std::string messages;           // standard error
   std::chrono::nanoseconds duration{};
 };
 
@@ -49,6 +52,8 @@ class Attempt {
   // Ends the child early (an interruption): SIGTERM, then SIGKILL after the grace time; called
   // again: SIGKILL now.
   void interrupt();
+  // Ends the child, as a deadline does: SIGTERM, then SIGKILL after the grace time.
+  void stop_child();
 
  private:
   struct Stream {
@@ -62,7 +67,6 @@ class Attempt {
   [[nodiscard]] Result<> spawn(UniqueFd output, UniqueFd messages);
   void drain(Stream& stream);
   void keep(Stream& stream, std::string_view chunk);
-  void stop_child();
   void signal_group(int signal) const;
   void child_ended();
   void finish();

@@ -10,12 +10,14 @@
 #include <optional>
 
 #include "base/event_loop.h"
-#include "vmm/check/attempt.h"
 #include "vmm/check/guest.h"
+#include "vmm/check/guest_run.h"
 #include "vmm/check/report.h"
+#include "vmm/check/screen_files.h"
 #include "vmm/check/verdict.h"
 #include "vmm/cli/cli.h"
 #include "vmm/config_schema.h"
+#include "vmm/frontend_program.h"
 #include "vmm/run.h"
 
 namespace lethe {
@@ -32,11 +34,13 @@ double seconds_of(std::chrono::nanoseconds time) {
 
 class Checker {
  public:
-  Checker(const CheckOptions& options, std::vector<Guest> guests)
+  Checker(const CheckOptions& options, std::string shot_program, std::vector<Guest> guests)
       : x_options(options),
+        x_shot_program(std::move(shot_program)),
         x_guests(std::move(guests)),
         x_results(x_guests.size()),
-        x_attempts(x_guests.size()),
+        x_runs(x_guests.size()),
+        x_screens(x_guests.size()),
         x_progress(stdout, x_guests.size()) {
     for (size_t i = 0; i < x_guests.size(); ++i) x_results[i].name = x_guests[i].name;
   }
@@ -53,12 +57,17 @@ class Checker {
   void guest_ended(size_t index);
   void interrupt();
   AttemptSpec spec_of(size_t index) const;
+  Result<std::optional<ScreenSpec>> screen_of(size_t index);
+  std::string name_of(size_t index) const;
+  std::string out_path(size_t index, const char* suffix) const;
 
   const CheckOptions& x_options;
+  const std::string x_shot_program;
   std::vector<Guest> x_guests;
-  std::vector<GuestResult> x_results;                // one a guest
-  EventLoop x_loop;                                  // outlives the attempts
-  std::vector<std::unique_ptr<Attempt>> x_attempts;  // one a guest, while it runs
+  std::vector<GuestResult> x_results;                 // one a guest
+  EventLoop x_loop;                                   // outlives the runs
+  std::vector<std::unique_ptr<GuestRun>> x_runs;      // one a guest, while it runs
+  std::vector<std::optional<ScreenFiles>> x_screens;  // likewise, if it has steps
   Progress x_progress;
   size_t x_next = 0;
   size_t x_running = 0;
@@ -100,26 +109,59 @@ AttemptSpec Checker::spec_of(size_t index) const {
                   guest.config_file,
                   "--non-interactive",
                   "--name",
-                  fmt::format("check-{}-{}", ::getpid(), index)};
+                  name_of(index)};
   spec.deadline = std::chrono::nanoseconds(
       std::llround(guest.check.deadline_ms * 1e6 * x_options.timeout_scale));
   spec.grace = kGrace;
   if (x_options.out_dir.empty()) return spec;
-  // A retry leaves the failed attempt's log alone: that is the one people want.
+  spec.log_file = out_path(index, ".log");
+  return spec;
+}
+
+// What the guest runs as.
+std::string Checker::name_of(size_t index) const {
+  return fmt::format("check-{}-{}", ::getpid(), index);
+}
+
+// A retry leaves the failed attempt's files alone: they are what people want.
+std::string Checker::out_path(size_t index, const char* suffix) const {
   const size_t failed = x_results[index].failed_attempts.size();
-  const std::string suffix = failed == 0 ? "" : fmt::format(".attempt-{}", failed + 1);
-  spec.log_file = fmt::format("{}/{}{}.log", x_options.out_dir, guest.name, suffix);
+  const std::string attempt = failed == 0 ? "" : fmt::format(".attempt-{}", failed + 1);
+  return fmt::format("{}/{}{}{}", x_options.out_dir, x_guests[index].name, attempt, suffix);
+}
+
+// What looks at the guest's screen, if it is to be looked at.
+Result<std::optional<ScreenSpec>> Checker::screen_of(size_t index) {
+  const CheckConfig& check = x_guests[index].check;
+  if (check.screen.empty()) return std::nullopt;
+  LETHE_TRY_ASSIGN(ScreenFiles files,
+                   ScreenFiles::create(x_options.out_dir.empty() ? "" : out_path(index, ".screen"),
+                                       steps_json(check.screen, x_options.timeout_scale)));
+  ScreenSpec spec{.program = x_shot_program,
+                  .vm_name = name_of(index),
+                  .steps_file = files.steps_file(),
+                  .out_dir = files.directory(),
+                  .ends_guest = check.ends_with_screen()};
+  x_screens[index].emplace(std::move(files));
   return spec;
 }
 
 void Checker::start(size_t index) {
-  x_attempts[index] = std::make_unique<Attempt>(
-      x_loop, spec_of(index),
+  auto screen = screen_of(index);
+  if (!screen) {
+    AttemptRecord record;
+    record.start_error = screen.error().text;
+    x_loop.post([this, index, record] { attempt_ended(index, record); });
+    return;
+  }
+  x_runs[index] = std::make_unique<GuestRun>(
+      x_loop, spec_of(index), std::move(*screen),
       [this, index](AttemptRecord record) { attempt_ended(index, std::move(record)); });
 }
 
 void Checker::attempt_ended(size_t index, AttemptRecord record) {
-  x_attempts[index].reset();
+  x_runs[index].reset();
+  x_screens[index].reset();
   GuestResult& result = x_results[index];
   result.seconds += seconds_of(record.duration);
   result.reasons = judge_attempt(x_guests[index], record);
@@ -153,8 +195,8 @@ void Checker::guest_ended(size_t index) {
 void Checker::interrupt() {
   if (!x_interrupted) x_progress.note("interrupted: ending the guests that run");
   x_interrupted = true;
-  for (const auto& attempt : x_attempts)
-    if (attempt) attempt->interrupt();
+  for (const auto& run : x_runs)
+    if (run) run->interrupt();
 }
 
 // The console logs' directory, made if need be, and cleared of nothing: names are the guests'.
@@ -179,8 +221,15 @@ Result<int> check(const CheckOptions& options, GuestList list) {
     junit.emplace(std::move(file));
   }
 
+  std::vector<Guest> guests = take_shard(std::move(list.guests), options.shard, options.shards);
+  std::string shot_program = options.shot_program;
+  const bool screens = std::any_of(guests.begin(), guests.end(),
+                                   [](const Guest& guest) { return !guest.check.screen.empty(); });
+  if (screens && shot_program.empty()) {
+    LETHE_TRY_ASSIGN(shot_program, find_frontend("lethe-shot"));
+  }
   const auto started_at = Clock::now();
-  Checker checker(options, take_shard(std::move(list.guests), options.shard, options.shards));
+  Checker checker(options, std::move(shot_program), std::move(guests));
   for (const std::string& note : list.notes) checker.progress().note(note);
   LETHE_TRY(checker.run());
   const double seconds = seconds_of(Clock::now() - started_at);

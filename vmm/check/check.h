@@ -11,13 +11,15 @@ namespace lethe {
 struct CheckOptions {
   std::vector<std::string> inputs;  // config files; directories stand for their *.toml
   std::string junit_file;           // empty: no report
-  std::string out_dir;         // console logs, NAME.log, of retries NAME.attempt-N.log; empty: none
-  uint32_t jobs = 1;           // guests at a time, 1 to 256
-  uint32_t shard = 1;          // run every shards-th guest, from the shard-th on,
-  uint32_t shards = 1;         // of the list sorted by name
+  std::string out_dir;  // console logs, NAME.log, of retries NAME.attempt-N.log, and directories of
+                        // pictures, NAME.screen; empty: none
+  uint32_t jobs = 1;    // guests at a time, 1 to 256
+  uint32_t shard = 1;   // run every shards-th guest, from the shard-th on,
+  uint32_t shards = 1;  // of the list sorted by name
   uint32_t retries = 0;        // runs more of a guest that failed, 0 to 10
   double timeout_scale = 1.0;  // deadlines are multiplied by it, 0.01 to 1000
   std::string program;         // what runs a guest; empty: this program
+  std::string shot_program;    // what looks at screens; empty: lethe-shot, where it is found
 };
 
 inline constexpr int kExitInterrupted = 130;

@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "base/unique_fd.h"
+#include "vmm/check/screen_steps.h"
 #include "vmm/config_schema.h"
 
 namespace lethe {
@@ -65,6 +66,11 @@ void read_guest(const Candidate& candidate, GuestList& list, std::vector<std::st
   auto patterns = compile_patterns(config->check, candidate.file);
   if (!patterns) {
     errors.push_back(patterns.error().text);
+    return;
+  }
+  const auto missing = missing_images(config->check.screen, candidate.file);
+  if (!missing.empty()) {
+    errors.insert(errors.end(), missing.begin(), missing.end());
     return;
   }
   list.guests.push_back(

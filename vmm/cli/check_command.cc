@@ -23,19 +23,21 @@ bool parse_shard(const std::string& text, CheckOptions& options) {
 }  // namespace
 
 int command_check(int argc, char** argv) {
-  CommandLine line("check",
-                   "Boots guests from configs that have a [check] table, and checks how they end "
-                   "and what they print. A directory stands for its *.toml files.",
-                   "  lethe check guests/*.toml --jobs 4 --junit out.xml\n"
-                   "  lethe check guests --shard 2/3 --retry 1 --out logs\n\n"
-                   "Exit codes: 0 none failed, 1 some failed, 2 bad config or usage,\n"
-                   "130 interrupted.\n");
+  CommandLine line(
+      "check",
+      "Boots guests from configs that have a [check] table, and checks how they end "
+      "what they print, and what is on their screens. A directory stands for its *.toml files.",
+      "  lethe check guests/*.toml --jobs 4 --junit out.xml\n"
+      "  lethe check guests --shard 2/3 --retry 1 --out logs\n\n"
+      "Exit codes: 0 none failed, 1 some failed, 2 bad config or usage,\n"
+      "130 interrupted.\n");
   CheckOptions options;
   std::string shard = "1/1";
   line.app().add_option("CONFIG", options.inputs, "Config files or directories")->required();
   line.app().add_option("--junit", options.junit_file, "Write a JUnit XML report to this file");
   line.app().add_option("--out", options.out_dir,
-                        "Keep each guest's console as NAME.log in this directory");
+                        "Keep each guest's console as NAME.log in this directory, and the "
+                        "pictures of its screen in NAME.screen");
   line.app()
       .add_option("-j,--jobs", options.jobs, "Guests at a time (default: 1)")
       ->check(CLI::Range(1, 256));
@@ -49,6 +51,7 @@ int command_check(int argc, char** argv) {
       ->check(number_between(0.01, 1000));
   // For our own tests: a stand-in for `lethe`.
   line.app().add_option("--program", options.program)->group("");
+  line.app().add_option("--shot-program", options.shot_program)->group("");
   if (const auto code = line.parse(argc, argv)) return *code;
   if (!parse_shard(shard, options)) {
     print_error(

@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "vmm/boot/boot.h"
 #include "vmm/check/pattern.h"
+#include "vmm/check/screen_steps.h"
 #include "vmm/cli/cli.h"
 #include "vmm/cli/command.h"
 #include "vmm/config_schema.h"
@@ -29,6 +30,8 @@ std::vector<std::string> problems_of(const std::string& file) {
         check_boot_files({.kernel = config.boot.kernel, .initrd = config.boot.initrd});
     if (!boots) problems.push_back(fmt::format("{}: {}", printable(file), boots.error().text));
   }
+  for (std::string& missing : missing_images(config.check.screen, file))
+    problems.push_back(std::move(missing));
   if (const auto patterns = compile_patterns(config.check, file); !patterns)
     problems.push_back(patterns.error().text);
   return problems;
