@@ -123,7 +123,10 @@ end_screen() { # end_screen WORD
   echo "PASS $name"
 }
 give_up() {
-  tail -n 10 "$log"
+  # The guest says what it misses, before long.
+  wait_for "$log" "FAILED" 70
+  sleep 2
+  tail -n 60 "$log"
   kill -INT $lethe_pid
   sleep 1
   kill -KILL $lethe_pid 2>/dev/null

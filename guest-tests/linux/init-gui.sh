@@ -87,7 +87,12 @@ test_windows() {
   wait_until 10 [ -e /dev/dri/renderD128 ] || fail "no render node"
   agent_up
   windows_up
-  wait_until 60 [ -s /tmp/typed ] || fail "nothing was typed"
+  wait_until 60 [ -s /tmp/typed ] || {
+    fail "nothing was typed"
+    tail /tmp/*.log
+    ps
+    return
+  }
   echo "lethe-test: windows: typed $(cat /tmp/typed)"
   wait_until 30 xclock_ended || fail "the clock was not closed"
   agent_runs || fail "the agent ended: $(cat /tmp/agent.log)"

@@ -53,6 +53,42 @@ TEST_P(AgentTest, damage_brings_the_window_up_to_date) {
   EXPECT_GT(window->frames, 10u);
 }
 
+TEST_P(AgentTest, shows_what_is_in_child_windows) {
+  Client client(server->name());
+  const auto id = client.window(0, 0, 160, 120, kRed);
+  const auto child = client.window(20, 30, 50, 40, kBlue);
+  xcb_reparent_window(client.x, child, id, 20, 30);
+  xcb_map_window(client.x, child);
+  client.map(id, "parent");
+  const FakeWindow* window = shown("parent");
+  ASSERT_NE(window, nullptr);
+  const uint32_t number = window->state.window;
+  EXPECT_TRUE(until([&] { return host.pixel(number, 20, 30) == kBlue; }));
+  client.fill(child, {10, 10, 5, 5}, kRed);
+  EXPECT_TRUE(until([&] { return host.pixel(number, 32, 42) == kRed; }));
+  EXPECT_TRUE(same_content(client, *window, id));
+  EXPECT_EQ(host.windows.size(), 1u);
+}
+
+TEST_P(AgentTest, tells_of_a_frame_only_when_it_is_drawn) {
+  Client client(server->name());
+  const auto id = client.window(0, 0, 640, 480, kRed);
+  client.map(id, "drawn");
+  const FakeWindow* window = shown("drawn");
+  ASSERT_NE(window, nullptr);
+  uint32_t colour = kRed;
+  uint32_t early = 0;
+  host.on_frame = [&](uint32_t number) { early += host.pixel(number, 639, 479) != colour ? 1 : 0; };
+  for (uint32_t i = 1; i <= 20; ++i) {
+    ASSERT_TRUE(agent->step(0));
+    colour = kBlue + i;
+    const uint32_t frames = window->frames;
+    client.fill(id, {0, 0, 640, 480}, colour);
+    ASSERT_TRUE(until([&] { return window->frames > frames; }));
+  }
+  EXPECT_EQ(early, 0u);
+}
+
 TEST_P(AgentTest, draws_no_frame_over_one_that_is_being_read) {
   Client client(server->name());
   const auto id = client.window(0, 0, 64, 64, kRed);

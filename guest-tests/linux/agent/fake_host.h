@@ -29,8 +29,9 @@ class FakeHost final : public Host {
   FakeHost() : x_event(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
 
   // What the test sets.
-  bool shares_memory = true;  // Buffer::fd()
-  bool answers_done = true;   // kEventDone at once
+  bool shares_memory = true;                      // Buffer::fd()
+  bool answers_done = true;                       // kEventDone at once
+  std::function<void(uint32_t window)> on_frame;  // called when the frame is told
   // What it sees.
   std::map<uint32_t, FakeWindow> windows;
   std::vector<std::string> complaints;
@@ -168,6 +169,7 @@ class FakeHost final : public Host {
       complain("damage beyond the content");
     ++window.frames;
     window.serial = command.serial;
+    if (on_frame) on_frame(command.window);
     if (answers_done) push(window::kEventDone, command.window, command.serial);
   }
 
