@@ -61,7 +61,8 @@ std::optional<Mode> displayid_preferred(std::span<const uint8_t> block) {
 std::optional<Mode> preferred(const Edid& edid) {
   const std::span<const uint8_t> bytes = std::span(edid.bytes).first(edid.size);
   constexpr std::array<uint8_t, 8> kHeader{0, 255, 255, 255, 255, 255, 255, 0};
-  if (bytes.size() % kEdidBlockBytes != 0 || !std::equal(kHeader.begin(), kHeader.end(), bytes.begin()))
+  if (bytes.size() % kEdidBlockBytes != 0 ||
+      !std::equal(kHeader.begin(), kHeader.end(), bytes.begin()))
     return std::nullopt;
   for (size_t at = 0; at < bytes.size(); at += kEdidBlockBytes)
     if (sum(bytes.subspan(at, kEdidBlockBytes)) != 0) return std::nullopt;
@@ -73,10 +74,21 @@ std::optional<Mode> preferred(const Edid& edid) {
 }
 
 TEST(Edid, the_preferred_mode_is_the_one_asked_for) {
-  for (const auto& [width, height] : std::vector<std::pair<uint32_t, uint32_t>>{
-           {640, 480}, {1280, 800}, {1366, 768}, {1920, 1080}, {3840, 2160}, {333, 777}, {64, 64},
-           {4095, 2000}, {4096, 2160}, {4095, 4095}, {7680, 4320}, {16384, 64}, {64, 16384},
-           {16384, 16384}, {1, 1}}) {
+  for (const auto& [width, height] : std::vector<std::pair<uint32_t, uint32_t>>{{640, 480},
+                                                                                {1280, 800},
+                                                                                {1366, 768},
+                                                                                {1920, 1080},
+                                                                                {3840, 2160},
+                                                                                {333, 777},
+                                                                                {64, 64},
+                                                                                {4095, 2000},
+                                                                                {4096, 2160},
+                                                                                {4095, 4095},
+                                                                                {7680, 4320},
+                                                                                {16384, 64},
+                                                                                {64, 16384},
+                                                                                {16384, 16384},
+                                                                                {1, 1}}) {
     const auto mode = preferred(make_edid(width, height, 0));
     ASSERT_TRUE(mode) << width << "x" << height;
     EXPECT_EQ(mode->width, width);

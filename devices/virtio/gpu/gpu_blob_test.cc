@@ -149,9 +149,10 @@ TEST_F(GpuBlob, guest_memory_is_copied_when_it_is_flushed) {
   FakeFrontend frontend = connect();
   const GuestAddr at = guest->alloc(64 * 64 * 4);
   paint(at, 64, 64, 100);
-  ASSERT_EQ(guest->create_blob(1, 64 * 64 * 4, 0, VIRTIO_GPU_BLOB_MEM_GUEST,
-                               {{at.value, 64 * 32 * 4, 0}, {at.value + 64 * 32 * 4, 64 * 32 * 4, 0}}),
-            kOk);
+  ASSERT_EQ(
+      guest->create_blob(1, 64 * 64 * 4, 0, VIRTIO_GPU_BLOB_MEM_GUEST,
+                         {{at.value, 64 * 32 * 4, 0}, {at.value + 64 * 32 * 4, 64 * 32 * 4, 0}}),
+      kOk);
   EXPECT_EQ(guest->map(1, 0), kBad);
   ASSERT_EQ(scanout(1, 64, 64, 256), kOk);
   const auto frame = frame_of(frontend, 64);
@@ -175,13 +176,13 @@ TEST_F(GpuBlob, guest_memory_must_hold_the_blob) {
 TEST_F(GpuBlob, scanouts_of_blobs_stay_within_them) {
   ASSERT_EQ(guest->create_blob(1, 64 * 64 * 4), kOk);
   ASSERT_EQ(scanout(1, 64, 64, 256), kOk);
-  EXPECT_EQ(scanout(1, 64, 64, 252), kBad);         // lines overlap
-  EXPECT_EQ(scanout(1, 64, 64, 257), kBad);         // pixels are not aligned
-  EXPECT_EQ(scanout(1, 64, 64, 256, 4), kBad);      // one pixel too far
+  EXPECT_EQ(scanout(1, 64, 64, 252), kBad);     // lines overlap
+  EXPECT_EQ(scanout(1, 64, 64, 257), kBad);     // pixels are not aligned
+  EXPECT_EQ(scanout(1, 64, 64, 256, 4), kBad);  // one pixel too far
   EXPECT_EQ(scanout(1, 64, 64, 0xffff'fffc), kBad);
   EXPECT_EQ(scanout(1, 64, 64, 256, 0xffff'fffc), kBad);
   EXPECT_EQ(scanout(1, ~0U, ~0U, ~0U & ~3U), kBad);
-  EXPECT_EQ(scanout(1, 0x4000'0000, 1, 0), kBad);   // 4 * width overflows 32 bits
+  EXPECT_EQ(scanout(1, 0x4000'0000, 1, 0), kBad);  // 4 * width overflows 32 bits
   EXPECT_EQ(scanout(1, 64, 64, 256, 0, {1, 0, 64, 64}), kBad);
   EXPECT_EQ(scanout(1, 64, 64, 256, 0, {~0U, 0, 2, 64}), kBad);
   EXPECT_EQ(scanout(1, 64, 64, 256, 0, {}, 5), kBad);

@@ -31,9 +31,16 @@ class GpuHostile : public GpuTest {
 };
 
 TEST_F(GpuHostile, sizes_that_overflow_are_no_images) {
-  for (const auto& [width, height] : std::vector<std::pair<uint32_t, uint32_t>>{
-           {0, 1}, {1, 0}, {16385, 1}, {1, 16385}, {0x4000'0000, 4}, {0x8000'0000, 0x8000'0000},
-           {~0U, ~0U}, {~0U, 1}, {0x1'0000, 0x1'0000}})
+  for (const auto& [width, height] :
+       std::vector<std::pair<uint32_t, uint32_t>>{{0, 1},
+                                                  {1, 0},
+                                                  {16385, 1},
+                                                  {1, 16385},
+                                                  {0x4000'0000, 4},
+                                                  {0x8000'0000, 0x8000'0000},
+                                                  {~0U, ~0U},
+                                                  {~0U, 1},
+                                                  {0x1'0000, 0x1'0000}})
     EXPECT_EQ(guest->create_2d(1, width, height), kBad) << width << "x" << height;
   EXPECT_EQ(counter(ledger().live.buffers), 0U);
   goes_on();
@@ -66,9 +73,15 @@ TEST_F(GpuHostile, rectangles_outside_are_refused) {
   const GuestAddr at = guest->alloc(64 * 64 * 4);
   ASSERT_EQ(guest->create_2d(1, 64, 64), kOk);
   ASSERT_EQ(guest->attach(1, at, 64 * 64 * 4), kOk);
-  for (const virtio_gpu_rect& r : std::vector<virtio_gpu_rect>{
-           {0, 0, 65, 1}, {0, 0, 1, 65}, {64, 0, 1, 1}, {0, 64, 1, 1}, {1, 0, 64, 1},
-           {~0U, 0, 2, 1}, {0, ~0U, 1, 2}, {~0U, ~0U, ~0U, ~0U}, {0x8000'0000, 0, 0x8000'0001, 1}}) {
+  for (const virtio_gpu_rect& r : std::vector<virtio_gpu_rect>{{0, 0, 65, 1},
+                                                               {0, 0, 1, 65},
+                                                               {64, 0, 1, 1},
+                                                               {0, 64, 1, 1},
+                                                               {1, 0, 64, 1},
+                                                               {~0U, 0, 2, 1},
+                                                               {0, ~0U, 1, 2},
+                                                               {~0U, ~0U, ~0U, ~0U},
+                                                               {0x8000'0000, 0, 0x8000'0001, 1}}) {
     EXPECT_EQ(guest->transfer(1, r, 0), kBad);
     EXPECT_EQ(guest->flush(1, r), kBad);
     EXPECT_EQ(guest->set_scanout(0, 1, r), kBad);
@@ -97,9 +110,14 @@ TEST_F(GpuHostile, transfers_do_not_read_beyond_the_backing) {
 TEST_F(GpuHostile, backing_outside_memory_is_refused_whole) {
   const GuestAddr at = guest->alloc(4096);
   ASSERT_EQ(guest->create_2d(1, 32, 32), kOk);
-  for (const virtio_gpu_mem_entry& entry : std::vector<virtio_gpu_mem_entry>{
-           {kMemory, 4096, 0}, {kMemory - 1, 2, 0}, {0, kMemory + 1, 0}, {~uint64_t{0}, 1, 0},
-           {~uint64_t{0} - 10, 11, 0}, {uint64_t{1} << 63, ~0U, 0}, {0xe000'0000, 4096, 0}}) {
+  for (const virtio_gpu_mem_entry& entry :
+       std::vector<virtio_gpu_mem_entry>{{kMemory, 4096, 0},
+                                         {kMemory - 1, 2, 0},
+                                         {0, kMemory + 1, 0},
+                                         {~uint64_t{0}, 1, 0},
+                                         {~uint64_t{0} - 10, 11, 0},
+                                         {uint64_t{1} << 63, ~0U, 0},
+                                         {0xe000'0000, 4096, 0}}) {
     EXPECT_EQ(guest->attach(1, {{at.value, 4096, 0}, entry}), kBad);
     EXPECT_EQ(guest->transfer(1, {0, 0, 1, 1}, 0), kBad);  // not even the good half
     EXPECT_EQ(guest->create_blob(2, 4096, 0, VIRTIO_GPU_BLOB_MEM_GUEST, {entry}), kBad);
@@ -145,9 +163,9 @@ TEST_F(GpuHostile, as_many_entries_as_are_allowed_are_taken) {
 }
 
 TEST_F(GpuHostile, truncated_requests_are_refused) {
-  for (const uint32_t type : {0x100U, 0x101U, 0x102U, 0x103U, 0x104U, 0x105U, 0x106U, 0x107U,
-                              0x108U, 0x109U, 0x10aU, 0x10cU, 0x10dU, 0x200U, 0x202U, 0x203U,
-                              0x207U, 0x208U, 0x209U}) {
+  for (const uint32_t type :
+       {0x100U, 0x101U, 0x102U, 0x103U, 0x104U, 0x105U, 0x106U, 0x107U, 0x108U, 0x109U, 0x10aU,
+        0x10cU, 0x10dU, 0x200U, 0x202U, 0x203U, 0x207U, 0x208U, 0x209U}) {
     std::array<uint8_t, 96> request{};
     std::memcpy(request.data(), &type, sizeof type);
     for (size_t size = 0; size < 32; ++size) {
@@ -328,7 +346,7 @@ TEST_F(GpuHostile, windows_have_a_limit_of_all_contexts_together) {
     }
   }
   EXPECT_EQ(windows, gui::kSurfacesMax - 1);  // a screen is one
-  EXPECT_EQ(refused, kNoMemory);  // the last of them, in the third context
+  EXPECT_EQ(refused, kNoMemory);              // the last of them, in the third context
   for (uint32_t context = 1; context <= 3; ++context)
     EXPECT_EQ(guest->context_destroy(context), kOk);
   goes_on();

@@ -9,7 +9,8 @@ using testing::ElementsAre;
 
 class GpuScreens : public GpuTest {
  protected:
-  GpuScreens() : GpuTest({}, {.screens = 2, .width = 640, .height = 480, .window_memory = kWindow}) {}
+  GpuScreens()
+      : GpuTest({}, {.screens = 2, .width = 640, .height = 480, .window_memory = kWindow}) {}
   virtio_gpu_resp_display_info display_info() {
     virtio_gpu_ctrl_hdr request{};
     request.type = VIRTIO_GPU_CMD_GET_DISPLAY_INFO;
@@ -143,10 +144,10 @@ TEST_F(GpuScreens, the_pointer_is_mapped_onto_all_screens) {
   const auto deadline = deadline_in(FakeTransport::kPatience);
   while (events.size() < 8 && std::chrono::steady_clock::now() < deadline)
     for (auto& event : take_input()) events.push_back(std::move(event));
-  EXPECT_THAT(events, ElementsAre("motion 0 0", "motion 32767 32767",
-                                  fmt::format("motion {} 32767", 640 * 32767 / 1279), "key 30 true",
-                                  "key 30 false", "button 272 true", "button 272 false",
-                                  "wheel -2 1"));
+  EXPECT_THAT(events,
+              ElementsAre("motion 0 0", "motion 32767 32767",
+                          fmt::format("motion {} 32767", 640 * 32767 / 1279), "key 30 true",
+                          "key 30 false", "button 272 true", "button 272 false", "wheel -2 1"));
 }
 
 TEST_F(GpuScreens, a_cursor_is_shown_moved_and_hidden) {

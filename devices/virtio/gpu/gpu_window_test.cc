@@ -1,4 +1,5 @@
-// Contexts of the window capset: windows, what frontends see of them, and the events that come back.
+// Contexts of the window capset: windows, what frontends see of them, and the events that come
+// back.
 #include "devices/virtio/gpu/gpu_test_util.h"
 
 namespace lethe {
