@@ -123,6 +123,14 @@ TEST_F(CheckScreen, a_failed_step_ends_the_guest_and_is_named) {
   EXPECT_FALSE(std::filesystem::exists(x_dir + "/logs/a.screen/expected.png"));
 }
 
+TEST_F(CheckScreen, a_long_reason_is_shown_whole) {
+  guest("a", "show; sleep 1000 & wait");
+  const std::string path(300, 'p');
+  shot("echo 'lethe-shot: see " + path + "/actual.png' >&2; exit 1");
+  EXPECT_EQ(run(), 1);
+  EXPECT_THAT(x_out, HasSubstr("screen: see " + path + "/actual.png\n"));
+}
+
 TEST_F(CheckScreen, a_failed_step_fails_a_guest_that_ends_well) {
   guest("a", "show; while ! [ -e seen ]; do sleep 0.01; done; exit 0");
   shot("touch \"$here/seen\"; sleep 0.3; exit 3");

@@ -3,6 +3,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "vmm/check/verdict.h"
 #include "vmm/config_schema.h"
 #include "vmm/run_dir.h"
@@ -12,6 +14,15 @@ namespace {
 
 constexpr std::chrono::milliseconds kLookEvery{20};
 
+// printable() cuts at 200 bytes; paths of pictures come last.
+std::string printable_line(std::string_view line) {
+  constexpr size_t kPiece = 200;
+  std::string shown;
+  for (; !line.empty(); line.remove_prefix(std::min(line.size(), kPiece)))
+    shown += printable(line.substr(0, kPiece));
+  return shown;
+}
+
 // Why lethe-shot ended so, in its own last words; empty if all steps were through.
 std::string screen_error_of(const AttemptRecord& record) {
   if (!record.start_error.empty()) return record.start_error;
@@ -20,7 +31,7 @@ std::string screen_error_of(const AttemptRecord& record) {
   while (line.ends_with('\n') || line.ends_with('\r')) line.pop_back();
   constexpr std::string_view kOwnName = "lethe-shot: ";
   if (line.starts_with(kOwnName)) line.erase(0, kOwnName.size());
-  if (!line.empty()) return printable(line);
+  if (!line.empty()) return printable_line(line);
   if (WIFSIGNALED(record.wait_status))
     return "lethe-shot was killed by signal " + std::to_string(WTERMSIG(record.wait_status));
   return "lethe-shot ended with exit code " + std::to_string(WEXITSTATUS(record.wait_status));
