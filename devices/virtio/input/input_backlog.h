@@ -3,9 +3,9 @@
 //
 // Room: kFramesMax frames. A press is taken while there is room for it and for the releases of all
 // that is down then, each with a motion before it; a release is always taken. So a guest that stops
-// reading costs presses only after some 4000 events that it has not read, and what was pressed for
-// it is released. Motions in a row are one (the last); a motion without room waits aside, and comes
-// before the next release, or when there is room. Notches of the wheel without room are lost.
+// reading costs presses only after 1000 strokes or more that it has not read, and what was pressed
+// for it is released. Motions in a row are one (the last); a motion without room waits aside, and
+// comes before the next release, or when there is room. Notches of the wheel without room are lost.
 //
 // One thread, or the caller's lock. No allocation after construction.
 #pragma once
