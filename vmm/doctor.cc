@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <liburing.h>
+#include <sys/resource.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -14,8 +15,10 @@
 
 #include "base/assert.h"
 #include "base/unique_fd.h"
+#include "devices/gui/shared_buffer.h"
 #include "memory/scrub_pool.h"
 #include "vmm/boot/layout.h"
+#include "vmm/frontend_program.h"
 #include "vmm/kvm/kvm.h"
 #include "vmm/kvm/vcpu.h"
 #include "vmm/run.h"
@@ -28,6 +31,7 @@ namespace {
 constexpr double kHardwareInstructionsPerSecond = 50e6;
 constexpr uint32_t kIterationsFirst = 10'000;     // 30 ms of emulation
 constexpr uint32_t kIterationsMax = 100'000'000;  // 0.1 s of hardware
+constexpr rlim_t kGuiDescriptors = 4096;          // enough for a thousand buffers
 constexpr uint16_t kDonePort = 0xF4;
 constexpr uint64_t kCodeAddress = 0x1000;
 
@@ -125,6 +129,24 @@ std::string pressure_state() {
   return "ok (PSI, with triggers)";
 }
 
+// What [gui] needs: buffers in sealed memfds, a descriptor or three each.
+std::string gui_state() {
+  if (const auto buffer = SharedBuffer::create(1); !buffer)
+    return "windows can't be shared: " + buffer.error().text;
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_max >= kGuiDescriptors) return "ok";
+  return fmt::format("ok, but a process may have only {} descriptors (ulimit -Hn): few windows",
+                     limit.rlim_max);
+}
+
+std::string frontends_state() {
+  std::string missing;
+  for (const char* program : {"lethe-view", "lethe-vnc", "lethe-shot"})
+    if (!find_frontend(program)) missing += (missing.empty() ? "" : ", ") + std::string(program);
+  return missing.empty() ? "lethe-view, lethe-vnc, lethe-shot"
+                         : missing + " not there: put them beside lethe or into PATH";
+}
+
 void print_row(const DoctorOptions& options, const char* what, const std::string& finding) {
   if (!options.quiet) std::printf("%-12s %s\n", what, finding.c_str());
 }
@@ -139,6 +161,8 @@ int run_doctor(const DoctorOptions& options) {
   print_row(options, "huge pages", huge_page_state());
   print_row(options, "pressure", pressure_state());
   print_row(options, "scrub pool", probe_chunk_mover().why);
+  print_row(options, "GUI", gui_state());
+  print_row(options, "frontends", frontends_state());
   const auto kvm = Kvm::open();
   if (!kvm) {
     print_row(options, "KVM", kvm.error().text);

@@ -194,7 +194,8 @@ TEST_F(Cli, help_and_version_go_to_stdout) {
 
 TEST_F(Cli, doctor_has_a_finding_for_each_means_whatever_the_host) {
   const Ran ran = lethe("doctor");
-  for (const char* row : {"kernel", "io_uring", "huge pages", "pressure", "scrub pool", "KVM"}) {
+  for (const char* row :
+       {"kernel", "io_uring", "huge pages", "pressure", "scrub pool", "GUI", "frontends", "KVM"}) {
     const size_t at = ("\n" + ran.out).find(fmt::format("\n{:<13}", row));
     ASSERT_NE(at, std::string::npos) << row << "\n" << ran.out;
     EXPECT_NE(ran.out[at + 13], '\n') << row;
