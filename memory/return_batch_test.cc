@@ -227,8 +227,8 @@ TEST_F(ReturnBatch, parts_that_the_pool_does_not_take_are_discarded_together) {
   make(MemoryBacking::kAnonymous, {.taker = &taker});
   pipeline->set_policy(ReturnPolicy::kPool);
   fill(*memory, kBase, kSize, 0xaa);
-  add(kMiB, 3 * kMiB);              // half a chunk, a taken one
-  add(5 * kMiB, 4 * kMiB);          // half, taken, half
+  add(kMiB, 3 * kMiB);               // half a chunk, a taken one
+  add(5 * kMiB, 4 * kMiB);           // half, taken, half
   add(12 * kMiB, 6 * kMiB + kPage);  // taken, two, a page
   ASSERT_TRUE(pipeline->flush());
   EXPECT_EQ(ops.together, std::vector<size_t>{4});

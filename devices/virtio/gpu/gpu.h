@@ -35,7 +35,7 @@ struct GpuCounters {
   std::atomic<uint64_t> commands{0};      // answered, both queues
   std::atomic<uint64_t> refused{0};       // with an error, or too broken to be answered
   std::atomic<uint64_t> flushes{0};       // of resources
-  std::atomic<uint64_t> bytes_copied{0};  // asked to be, by transfers
+  std::atomic<uint64_t> bytes_copied{0};  // of pixels, out of guest memory
   std::atomic<uint64_t> resources{0};     // now
   std::atomic<uint64_t> contexts{0};      // now
   std::atomic<uint64_t> mappings{0};      // now: blobs in the BAR

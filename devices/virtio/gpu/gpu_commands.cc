@@ -5,7 +5,6 @@
 namespace lethe {
 namespace {
 
-constexpr uint32_t kOk = VIRTIO_GPU_RESP_OK_NODATA;
 constexpr uint32_t kBad = VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
 constexpr uint32_t kNoResource = VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID;
 
@@ -111,14 +110,7 @@ uint32_t GpuWork::flush(const Request& request, Response& /*response*/) {
 
 uint32_t GpuWork::transfer(const Request& request, Response& /*response*/) {
   virtio_gpu_transfer_to_host_2d command;
-  if (!request.as(command)) return kBad;
-  const uint32_t answer = x_resources.transfer(command);
-  if (answer == kOk) {
-    const uint64_t bytes = uint64_t{command.r.width} * command.r.height * kPixelBytes;
-    x_copied += bytes;
-    x_shared.counters.bytes_copied.fetch_add(bytes, std::memory_order_relaxed);
-  }
-  return answer;
+  return request.as(command) ? x_resources.transfer(command) : kBad;
 }
 
 uint32_t GpuWork::attach_backing(const Request& request, Response& /*response*/) {

@@ -1,9 +1,9 @@
 // virtio-gpu against a hostile driver: any commands with any fields, any window commands, any
 // answers' room, queue and device resets at any time.
 //
-// The input is a program of such steps. Fields are taken from it as they are, or small, so that they
-// often name what is there. Whatever happens, each command is answered or given back, and a reset
-// leaves nothing.
+// The input is a program of such steps. Fields are taken from it as they are, or small, so that
+// they often name what is there. Whatever happens, each command is answered or given back, and a
+// reset leaves nothing.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -164,8 +164,7 @@ class Run {
       words[0] = kind % 10;
       words[1] = kind > 250 ? x_input.word() : kCommandBytes[words[0] % kCommandBytes.size()];
       const size_t size = std::min<size_t>(sizeof words, words[1]);
-      for (size_t at = 2; at < size / 4; ++at)
-        words[at] = at < 12 ? x_input.word() : 0;
+      for (size_t at = 2; at < size / 4; ++at) words[at] = at < 12 ? x_input.word() : 0;
       if (words[0] == window::kWindowAttach && kind < 128) words[7] = 2;  // a format
       bytes.insert(bytes.end(), reinterpret_cast<const uint8_t*>(words.data()),
                    reinterpret_cast<const uint8_t*>(words.data()) + size);

@@ -3,6 +3,7 @@
 
 #include "devices/virtio/gpu/gpu_test_util.h"
 #include "devices/virtio/gpu/resources.h"
+#include "devices/virtio/gpu/window_context.h"
 
 namespace lethe {
 namespace {
@@ -396,6 +397,27 @@ TEST_F(GpuHostile, a_hundred_thousand_come_and_go_at_no_cost) {
   EXPECT_LT(open_descriptors(), descriptors + 600);
   EXPECT_LT(resident(), memory_before + 32 * kMiB);
   EXPECT_EQ(counter(ledger().live.buffers), 0U);
+  goes_on();
+}
+
+// 1000 damages of 4 MiB each, of memory that has to be copied, in one submission.
+TEST_F(GpuHostile, a_submission_copies_no_more_than_its_limit) {
+  const uint32_t side = 1024;
+  const GuestAddr at = guest->alloc(side * side * 4);
+  ASSERT_EQ(guest->context_create(1), kOk);
+  ASSERT_EQ(guest->create_blob(1, side * side * 4, 0, VIRTIO_GPU_BLOB_MEM_GUEST,
+                               {{at.value, side * side * 4, 0}}),
+            kOk);
+  ASSERT_EQ(guest->context_attach(1, 1), kOk);
+  ASSERT_EQ(guest->submit(1, Commands().create(1).attach(1, 1, side, side).bytes()), kOk);
+  Commands damages;
+  for (uint32_t i = 0; i < 1000; ++i) damages.damage(1, i, 0, 0, side, side);
+  on_gui([] {});
+  const uint64_t before = counter(device->counters().bytes_copied);
+  EXPECT_EQ(guest->submit(1, damages.bytes()), kBad);  // 4000 MiB
+  on_gui([] {});
+  EXPECT_LE(counter(device->counters().bytes_copied) - before,
+            WindowContext::kCopyBytesMax + side * side * 4);
   goes_on();
 }
 

@@ -107,9 +107,9 @@ void GpuWork::events_cleared() {
 void GpuWork::serve(uint16_t index) {
   Line& line = x_lines[index];
   unsigned left = kCommandsMax;
-  x_copied = 0;
+  const uint64_t copied_max = x_resources.copied() + kCopyBytesMax;
   do {
-    while (line.queue && left > 0 && x_copied < kCopyBytesMax) {
+    while (line.queue && left > 0 && x_resources.copied() < copied_max) {
       auto chain = line.queue->pop();
       if (!chain) break;
       --left;
@@ -119,7 +119,7 @@ void GpuWork::serve(uint16_t index) {
         serve_cursor(std::move(*chain));
     }
     if (!line.queue) return;
-    if (left == 0 || x_copied >= kCopyBytesMax) {
+    if (left == 0 || x_resources.copied() >= copied_max) {
       line.kick->signal();  // come back after the loop's other work
       break;
     }
@@ -188,6 +188,7 @@ void GpuWork::serve_cursor(Chain chain) {
 }
 
 void GpuWork::count_now() {
+  x_shared.counters.bytes_copied.store(x_resources.copied(), std::memory_order_relaxed);
   x_shared.counters.resources.store(x_resources.count(), std::memory_order_relaxed);
   x_shared.counters.contexts.store(x_contexts.size(), std::memory_order_relaxed);
   x_shared.counters.mappings.store(x_resources.window().mappings(), std::memory_order_relaxed);

@@ -155,8 +155,7 @@ class GpuWork {
   VirtioHost* x_host = nullptr;
   uint64_t x_features = 0;
   std::array<Line, kQueues> x_lines;
-  uint64_t x_copied = 0;  // bytes, in this wake-up
-  uint64_t x_sizes = 0;   // counts changes of display information
+  uint64_t x_sizes = 0;  // counts changes of display information
   uint64_t x_sizes_told = 0;
   std::unique_ptr<EventLoop::Timer> x_tell_again;
 };

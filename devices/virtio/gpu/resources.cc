@@ -121,6 +121,7 @@ uint32_t Resources::transfer(const virtio_gpu_transfer_to_host_2d& request) {
   if (resource->backing.empty() ||
       !lines_fit(resource->backing.bytes(), request.offset, stride, line_bytes, r.height))
     return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
+  x_copied += line_bytes * r.height;
   resource->backing.copy_lines(
       request.offset, stride, line_bytes, r.height,
       resource->memory->data() + uint64_t{r.y} * stride + uint64_t{r.x} * kPixelBytes);
@@ -138,6 +139,7 @@ void Resources::refresh(const Resource& resource, uint64_t offset, uint32_t stri
   const uint64_t line_bytes = uint64_t{width} * kPixelBytes;
   // Its backing may have been detached since.
   if (!lines_fit(resource.backing.bytes(), offset, stride, line_bytes, height)) return;
+  x_copied += line_bytes * height;
   resource.backing.copy_lines(offset, stride, line_bytes, height, resource.memory->data() + offset);
 }
 

@@ -79,8 +79,10 @@ class Resources final : private QuietListener {
   [[nodiscard]] const SharedBuffer* show(Resource& resource);
   // Copies a GUEST blob's lines for those who see it; other kinds have nothing to copy. The lines
   // lie within it.
-  static void refresh(const Resource& resource, uint64_t offset, uint32_t stride, uint32_t width,
-                      uint32_t height);
+  void refresh(const Resource& resource, uint64_t offset, uint32_t stride, uint32_t width,
+               uint32_t height);
+  // Bytes of pixels copied out of guest memory so far, by transfers and refreshes.
+  [[nodiscard]] uint64_t copied() const { return x_copied; }
 
   // A resource with a home was given up, and no frontend maps its memory now.
   std::function<void(uint64_t home, uint32_t id)> on_released;
@@ -100,6 +102,7 @@ class Resources final : private QuietListener {
   HostWindow& x_window;
   std::unordered_map<uint32_t, Resource> x_resources;
   uint64_t x_pieces = 0;
+  uint64_t x_copied = 0;
   std::unordered_map<uint64_t, Leaving> x_leaving;  // by the buffer's generation
 };
 

@@ -143,7 +143,7 @@ uint32_t Screens::show(size_t index, Resource& resource, uint64_t framebuffer,
 
 void Screens::present(Screen& screen, const Resource& resource, const Rect& damage) {
   const SurfaceContent& content = screen.content;
-  Resources::refresh(
+  x_resources.refresh(
       resource,
       content.offset + uint64_t{damage.y} * content.stride + uint64_t{damage.x} * kPixelBytes,
       content.stride, damage.width, damage.height);

@@ -42,7 +42,7 @@ Resource* WindowContext::usable(uint32_t id) {
 // --- commands
 
 WindowContext::Outcome WindowContext::run(std::span<const uint8_t> commands) {
-  x_copied = 0;
+  x_copy_limit = x_resources.copied() + kCopyBytesMax;
   while (!commands.empty()) {
     window::CommandHeader header;
     if (commands.size() < sizeof header) return {kBad};
@@ -199,10 +199,9 @@ void WindowContext::detach(Window& window) {
 bool WindowContext::refresh(const Window& window, const Rect& damage) {
   const Resource* const resource = x_resources.find(window.resource);
   if (resource == nullptr || resource->kind != Resource::Kind::kGuestBlob) return true;
-  if (x_copied > kCopyBytesMax) return false;
-  x_copied += uint64_t{damage.width} * damage.height * kPixelBytes;
+  if (x_resources.copied() > x_copy_limit) return false;
   const SurfaceContent& content = window.content;
-  Resources::refresh(
+  x_resources.refresh(
       *resource,
       content.offset + uint64_t{damage.y} * content.stride + uint64_t{damage.x} * kPixelBytes,
       content.stride, damage.width, damage.height);

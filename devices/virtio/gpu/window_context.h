@@ -97,7 +97,7 @@ class WindowContext final : private QuietListener {
   const std::function<void()> x_on_events;
   EventRing x_ring;
   uint32_t x_ring_resource = 0;
-  uint64_t x_copied = 0;  // bytes, by the present run()
+  uint64_t x_copy_limit = 0;  // for x_resources.copied(), in the present run()
   std::unordered_map<uint32_t, Window> x_windows;
   std::unordered_map<SurfaceId, uint32_t> x_by_surface;
 };
