@@ -87,6 +87,7 @@ void write_checksum(std::span<uint8_t> block) {
 }
 
 void write_base(std::span<uint8_t> block, const Timing& wanted, uint32_t output, bool extended) {
+  const Timing first = fits_detailed(wanted) ? wanted : timing(1920, 1080);
   constexpr std::array<uint8_t, 8> kHeader{0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00};
   std::ranges::copy(kHeader, block.begin());
   // Manufacturer "LTH": 5 bits a letter, big endian (3.4.1).
@@ -100,8 +101,8 @@ void write_base(std::span<uint8_t> block, const Timing& wanted, uint32_t output,
   block[18] = 1;  // version 1.4
   block[19] = 4;
   block[20] = 0xa5;  // digital, 8 bits a colour, DisplayPort
-  block[21] = low(std::min(millimetres(wanted.width) / 10, 255U));
-  block[22] = low(std::min(millimetres(wanted.height) / 10, 255U));
+  block[21] = low(std::min(millimetres(first.width) / 10, 255U));
+  block[22] = low(std::min(millimetres(first.height) / 10, 255U));
   block[23] = 120;   // gamma 2.2
   block[24] = 0x06;  // RGB 4:4:4, sRGB is the default, the first timing is the native one
   // 3.7: the primaries and the white of sRGB.
@@ -111,7 +112,7 @@ void write_base(std::span<uint8_t> block, const Timing& wanted, uint32_t output,
   block[35] = 0x21;                                               // 640x480 and 800x600, 60 Hz
   block[36] = 0x08;                                               // 1024x768, 60 Hz
   std::fill(block.begin() + 38, block.begin() + 54, uint8_t{1});  // no standard timings
-  write_detailed(block.subspan(54, 18), fits_detailed(wanted) ? wanted : timing(1920, 1080));
+  write_detailed(block.subspan(54, 18), first);
   write_text(block.subspan(72, 18), 0xfc, "Lethe");
   write_text(block.subspan(90, 18), 0xff,
              std::string_view("0123456789abcdef").substr(output % 16, 1));
