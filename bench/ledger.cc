@@ -76,13 +76,13 @@ class Owner : public ShareLedger::Owner {
       std::memset(buffer.data(), 0x5A, kRealBytes);
     }
   }
-  bool release(BufferId id, uint64_t bytes, bool) override {
+  Release release(BufferId id, uint64_t bytes, bool) override {
     released_bytes += bytes;
-    if (id.slot % kStep != 0 || id.slot / kStep >= kReal) return true;
+    if (id.slot % kStep != 0 || id.slot / kStep >= kReal) return Release::kDone;
     SharedBuffer& buffer = x_real[id.slot / kStep];
     const bool released = buffer.revoke();
     buffer = {};
-    return released;
+    return released ? Release::kDone : Release::kRefused;
   }
   bool revoke(BufferId, uint64_t, uint32_t) override { give_up("nothing is over a limit"); }
   uint64_t released_bytes = 0;

@@ -14,6 +14,8 @@ namespace {
 
 // So many buffers may wait for their release before the guest, which makes another, waits for it.
 constexpr uint64_t kFreeingMax = 64;
+// Memory that is given back in one go: 4 ms or so. A screen of 4K is 32 MiB.
+constexpr uint64_t kReleaseBytes = 32 << 20;
 
 // Descriptors of the process that are not for buffers, two each: disks, interrupts, frontends.
 constexpr uint64_t kDescriptorsKept = 256;
@@ -31,6 +33,13 @@ GuiOptions within_descriptors(GuiOptions options) {
 
 uint64_t now_of(const std::atomic<uint64_t>& counter) {
   return counter.load(std::memory_order_relaxed);
+}
+
+// The end of a buffer's memory, a step at a time: whatever frontends said, who still maps it keeps
+// none of it.
+bool give_back(BufferRecord& record) {
+  record.left -= std::min(record.left, kReleaseBytes);
+  return record.memory.revoke(record.left);
 }
 
 }  // namespace
@@ -103,10 +112,13 @@ Result<BufferId> GuiCore::create_buffer(uint64_t bytes, SurfaceListener& listene
   auto memory = SharedBuffer::create(bytes);
   while (!memory && make_room()) memory = SharedBuffer::create(bytes);
   if (!memory) return Unexpected(std::move(memory).error());
-  const auto id = x_ledger.add(memory->bytes());
+  const uint64_t bytes_left = memory->bytes();
+  const auto id = x_ledger.add(bytes_left);
   if (!id) return host_error("no room for a buffer: {} are in use", x_options.buffers_max);
-  x_buffers[id->slot] = {
-      .memory = std::move(*memory), .generation = id->generation, .listener = &listener};
+  x_buffers[id->slot] = {.memory = std::move(*memory),
+                         .generation = id->generation,
+                         .listener = &listener,
+                         .left = bytes_left};
   return *id;
 }
 
@@ -137,24 +149,24 @@ void GuiCore::hide_buffer(BufferId id) {
   }
 }
 
-bool GuiCore::release(BufferId id, uint64_t bytes, bool revoked) {
+ShareLedger::Owner::Release GuiCore::release(BufferId id, uint64_t bytes, bool revoked) {
   BufferRecord& record = x_buffers[id.slot];
-  // Whatever frontends said: who still maps it keeps no memory.
-  const bool released = revoked || record.memory.revoke();
+  const bool given = record.left == 0 || give_back(record);
+  if (given && record.left > 0) return Release::kMore;
   log_debug(LogModule::kGui, "buffer {}.{}: {} bytes {}", id.slot, id.generation, bytes,
-            !released ? "leaked"
+            !given    ? "leaked"
             : revoked ? "revoked"
                       : "freed");
   if (record.listener != nullptr) x_released.push_back({record.listener, id});
   record = {};
   schedule_settle();
-  return released;
+  return given ? Release::kDone : Release::kRefused;
 }
 
 bool GuiCore::revoke(BufferId id, uint64_t bytes, uint32_t holders) {
   log_debug(LogModule::kGui, "buffer {}.{}: revoking {} bytes from {:#x}", id.slot, id.generation,
             bytes, holders);
-  return x_buffers[id.slot].memory.revoke();
+  return give_back(x_buffers[id.slot]);
 }
 
 void GuiCore::schedule_pass() {

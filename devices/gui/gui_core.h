@@ -36,6 +36,7 @@ struct BufferRecord {
   uint64_t generation = 0;
   SurfaceListener* listener = nullptr;  // null: nobody wants to hear of it
   uint32_t shown = 0;                   // surfaces and cursors that show it
+  uint64_t left = 0;                    // bytes that are not given back yet
 };
 
 struct GuiCounters {
@@ -108,7 +109,7 @@ class GuiCore final : private ShareLedger::Owner {
     [[nodiscard]] bool used() const { return pidfd.valid(); }
   };
 
-  bool release(BufferId id, uint64_t bytes, bool revoked) override;
+  Release release(BufferId id, uint64_t bytes, bool revoked) override;
   bool revoke(BufferId id, uint64_t bytes, uint32_t holders) override;
 
   // Of those that have not ended.

@@ -1,10 +1,7 @@
 // What goes wrong between a VM and its frontends, by accident: processes that end, that do not
-// answer, that do not read; hosts that are out of descriptors. Each test asserts bytes, descriptors
-// and states.
+// answer, that do not read. Each test asserts bytes, descriptors and states.
 #include <gtest/gtest.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -215,6 +212,37 @@ INSTANTIATE_TEST_SUITE_P(Limits, GuiRevocationTest,
                                          Limit{"age", {.orphan_age_max = milliseconds(50)}}),
                          [](const auto& param) { return param.param.name; });
 
+TEST(GuiFailureTest, a_large_buffer_is_given_back_whole_freed_or_revoked) {
+  constexpr uint64_t kLarge = uint64_t{80} << 20;  // three steps
+  for (const bool revoked : {false, true}) {
+    GuiRig rig;
+    const SurfaceId surface = rig.add_surface("w", kWidth, kHeight);
+    auto frontend = rig.connect();
+    frontend.answers_gone = false;
+    const BufferId id = rig.create_buffer(kLarge);
+    rig.on_gui([&] {
+      for (uint64_t at = 0; at < kLarge; at += uint64_t{1} << 20)
+        rig.gui->buffer(id)->data()[at] = 1;
+    });
+    ASSERT_TRUE(rig.show(frontend, surface, id));
+    const int fd = frontend.buffers[id.generation].fd.get();
+    EXPECT_EQ(allocated_bytes(fd), 80 * 4096);
+    rig.release_buffer(id);
+    EXPECT_EQ(rig.state(id), State::kOrphan);
+    if (revoked) {
+      rig.gui->set_limits({.orphans_max = 0});
+    } else {
+      frontend.say_unmapped(id);
+    }
+    ASSERT_TRUE(eventually([&] { return rig.freed().size() == 1; }));
+    const auto& total = revoked ? rig.ledger().revoked : rig.ledger().freed;
+    EXPECT_EQ(rig.count(total.bytes), kLarge);
+    EXPECT_EQ(rig.count(rig.ledger().freeing.bytes), 0U);
+    EXPECT_EQ(rig.count(rig.ledger().leaked.bytes), 0U);
+    EXPECT_EQ(allocated_bytes(fd), 0);
+  }
+}
+
 TEST(GuiFailureTest, orphans_make_room_for_what_the_guest_needs_now) {
   GuiRig rig({.buffers_max = 8, .bytes_max = 16 * kBytes});
   const SurfaceId surface = rig.add_surface("w", kWidth, kHeight);
@@ -386,113 +414,6 @@ TEST(GuiFailureTest, a_killed_vm_leaves_its_frontends_with_their_last_picture) {
     EXPECT_EQ(frontend.buffers.begin()->second.data[kBytes - 1], 0x42);
   }
   EXPECT_EQ(open_descriptors(), descriptors);
-}
-
-// Lowers the limit so that `more` descriptors are left, as long as it lives.
-class FewDescriptors {
- public:
-  explicit FewDescriptors(unsigned more) {
-    EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &x_before), 0);
-    const int lowest = UniqueFd(::dup(0)).get();
-    rlimit tight = x_before;
-    tight.rlim_cur = static_cast<rlim_t>(lowest) + more;
-    EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &tight), 0);
-  }
-  ~FewDescriptors() { EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &x_before), 0); }
-
- private:
-  rlimit x_before{};
-};
-
-TEST(GuiFailureTest, out_of_descriptors_for_a_frontend_it_waits_and_does_not_spin) {
-  GuiRig rig;
-  (void)rig.add_surface("w", kWidth, kHeight);
-  FakeFrontend waiting(rig.path());
-  ASSERT_TRUE(eventually([&] { return rig.metric("lethe_gui_frontends") == 1; }));
-  auto late =
-      std::make_unique<FakeFrontend>(rig.path());  // its socket is there: no more are needed
-  ASSERT_TRUE(eventually([&] { return rig.metric("lethe_gui_frontends") == 2; }));
-  late.reset();
-  ASSERT_TRUE(eventually([&] { return rig.metric("lethe_gui_frontends") == 1; }));
-  const UniqueFd other(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  const double refused = rig.metric("lethe_gui_frontends_refused_total");
-  {
-    const FewDescriptors few(0);
-    ASSERT_TRUE(connect_to(other.get(), rig.path()));
-    ASSERT_TRUE(
-        eventually([&] { return rig.metric("lethe_gui_frontends_refused_total") > refused; }));
-    std::this_thread::sleep_for(milliseconds(500));
-    EXPECT_LE(rig.metric("lethe_gui_frontends_refused_total"), refused + 10) << "it spins";
-    // Who is connected is served.
-    waiting.hello();
-    EXPECT_TRUE(waiting.receive_until(gui::Type::kSurface));
-  }
-  EXPECT_TRUE(eventually([&] { return rig.metric("lethe_gui_frontends") == 2; })) << "served now";
-}
-
-TEST(GuiFailureTest, out_of_descriptors_after_the_accept_the_frontend_is_told_and_nothing_leaks) {
-  GuiRig rig;
-  for (const unsigned more : {1U, 2U, 3U, 4U, 5U}) {
-    const double refused = rig.metric("lethe_gui_frontends_refused_total");
-    const UniqueFd other(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-    const size_t descriptors = open_descriptors();
-    {
-      const FewDescriptors few(more);
-      ASSERT_TRUE(connect_to(other.get(), rig.path()));
-      ASSERT_TRUE(eventually([&] {
-        return rig.metric("lethe_gui_frontends_refused_total") > refused ||
-               rig.metric("lethe_gui_frontends") > 0;
-      }));
-      if (rig.metric("lethe_gui_frontends") > 0) break;  // that many are enough
-    }
-    gui::Bye bye{};
-    ASSERT_EQ(::recv(other.get(), &bye, sizeof bye, 0), static_cast<ssize_t>(sizeof bye)) << more;
-    EXPECT_EQ(bye.reason, static_cast<uint32_t>(gui::ByeReason::kTooMany));
-    EXPECT_TRUE(eventually([&] { return open_descriptors() == descriptors; })) << more;
-  }
-}
-
-TEST(GuiFailureTest, out_of_descriptors_for_a_buffer_orphans_go_first_then_the_guest_is_told) {
-  GuiRig rig;
-  const SurfaceId surface = rig.add_surface("w", kWidth, kHeight);
-  auto frontend = rig.connect();
-  frontend.answers_gone = false;
-  const BufferId old = rig.create_buffer(kBytes);
-  rig.present(surface, old, kWidth, kHeight, kAll);
-  ASSERT_TRUE(frontend.receive_until(gui::Type::kFrame));
-  rig.release_buffer(old);
-  EXPECT_EQ(rig.state(old), State::kOrphan);
-  const size_t descriptors = open_descriptors();
-  rig.on_gui([&] {
-    const FewDescriptors few(0);
-    const auto made = rig.gui->create_buffer(kBytes, rig.creator);
-    ASSERT_TRUE(made) << "in place of the orphan: " << made.error().text;
-    EXPECT_EQ(rig.gui->ledger().state(old), State::kUnused);
-    const auto failed = rig.gui->create_buffer(kBytes, rig.creator);
-    ASSERT_FALSE(failed);
-    EXPECT_NE(failed.error().text.find("Too many open files"), std::string::npos);
-    rig.gui->release_buffer(*made);
-  });
-  EXPECT_EQ(rig.count(rig.ledger().revoked.buffers), 1U);
-  EXPECT_TRUE(eventually([&] { return open_descriptors() == descriptors - 2; }));
-}
-
-TEST(GuiFailureTest, a_frontend_out_of_descriptors_does_not_hinder_the_vm) {
-  GuiRig rig;
-  const SurfaceId surface = rig.add_surface("w", kWidth, kHeight);
-  const BufferId buffer = rig.create_buffer(kBytes);
-  auto frontend = rig.connect();
-  rig.present(surface, buffer, kWidth, kHeight, kAll);
-  {
-    const FewDescriptors few(0);
-    ASSERT_TRUE(frontend.receive_until(gui::Type::kFrame));
-  }
-  EXPECT_TRUE(frontend.buffers.empty()) << "the descriptor was lost on its way";
-  frontend.say_unmapped(buffer);
-  ASSERT_TRUE(eventually([&] { return rig.holders(buffer) == 0; }));
-  rig.present(surface, buffer, kWidth, kHeight, kAll);
-  ASSERT_TRUE(frontend.receive_until(gui::Type::kFrame));
-  EXPECT_EQ(frontend.buffers.size(), 1U) << "it can have it again";
 }
 
 }  // namespace

@@ -157,13 +157,14 @@ bool ShareLedger::revoke_oldest() {
   return true;
 }
 
-uint64_t ShareLedger::release_first() {
+bool ShareLedger::release_first() {
   const uint32_t slot = x_free.first;
   Entry& entry = x_entries[slot];
   const uint64_t bytes = entry.bytes;
-  const bool released = x_owner.release({slot, entry.generation}, bytes, entry.revoked);
+  const auto released = x_owner.release({slot, entry.generation}, bytes, entry.revoked);
+  if (released == Owner::Release::kMore) return false;
   leave(x_counters.freeing, bytes);
-  if (!released || entry.leaked) {
+  if (released == Owner::Release::kRefused || entry.leaked) {
     enter(x_counters.leaked, bytes);
   } else {
     enter(entry.revoked ? x_counters.revoked : x_counters.freed, bytes);
@@ -171,7 +172,7 @@ uint64_t ShareLedger::release_first() {
   unlink(x_free, slot);
   entry.state = State::kUnused;
   append(x_unused, slot);
-  return bytes;
+  return true;
 }
 
 bool ShareLedger::run_pass() {
@@ -180,9 +181,10 @@ bool ShareLedger::run_pass() {
   const auto begin = Clock::now();
   auto now = begin;
   uint64_t bytes = 0;
-  for (uint32_t entries = 1;; ++entries) {
-    bytes += release_first();
-    if (x_free.first == kNone || entries == entries_max) break;
+  for (uint32_t entries = 0;;) {
+    bytes += x_entries[x_free.first].bytes;
+    entries += release_first() ? 1 : 0;
+    if (x_free.first == kNone || (entries_max != 0 && entries == entries_max)) break;
     if (entries % kEntriesALook != 0 && bytes < kBytesALook) continue;
     bytes = 0;
     now = Clock::now();

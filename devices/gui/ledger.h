@@ -66,9 +66,12 @@ class ShareLedger {
   class Owner {
    public:
     virtual ~Owner() = default;
-    // The entry is FREE: give its memory back. False if the host refuses: counted as leaked.
-    virtual bool release(BufferId id, uint64_t bytes, bool revoked) = 0;
-    // Make the memory of an ORPHAN unreadable and free, although `holders` (bits) still map it.
+    // The entry is FREE: give its memory back, or a part of it (kMore: it is called again), so that
+    // one large buffer does not hold up the loop. What the host refuses is counted as leaked.
+    enum class Release : uint8_t { kDone, kMore, kRefused };
+    virtual Release release(BufferId id, uint64_t bytes, bool revoked) = 0;
+    // Take the memory of an ORPHAN away, although `holders` (bits) still map it; release() follows,
+    // and does what this leaves.
     virtual bool revoke(BufferId id, uint64_t bytes, uint32_t holders) = 0;
   };
 
@@ -127,7 +130,7 @@ class ShareLedger {
   void unlink(List& list, uint32_t slot);
   void drop_holder(uint32_t slot, uint16_t bit);
   void orphan_to_free(uint32_t slot);
-  uint64_t release_first();  // its bytes
+  bool release_first();  // false: there is more of it
   [[nodiscard]] bool over_limits(Clock::time_point now) const;
 
   const uint32_t x_capacity;

@@ -25,9 +25,9 @@ bool revoke_refused(uint64_t bytes) { return bytes % 5 == 0; }
 
 class Recorder : public ShareLedger::Owner {
  public:
-  bool release(BufferId id, uint64_t bytes, bool by_limit) override {
+  Release release(BufferId id, uint64_t bytes, bool by_limit) override {
     released.emplace_back(id.generation, by_limit);
-    return !release_refused(bytes);
+    return release_refused(bytes) ? Release::kRefused : Release::kDone;
   }
   bool revoke(BufferId id, uint64_t bytes, uint32_t holders) override {
     revoked.emplace_back(id.generation, holders);

@@ -17,10 +17,14 @@ constexpr ShareLedger::Clock::time_point kStart{seconds(1000)};
 
 class FakeOwner : public ShareLedger::Owner {
  public:
-  bool release(BufferId id, uint64_t, bool revoked) override {
-    (revoked ? revoked_releases : releases).push_back(id);
+  Release release(BufferId id, uint64_t, bool revoked) override {
     std::this_thread::sleep_for(release_takes);
-    return !refuses_release;
+    if (steps > 1) {
+      --steps;
+      return Release::kMore;
+    }
+    (revoked ? revoked_releases : releases).push_back(id);
+    return refuses_release ? Release::kRefused : Release::kDone;
   }
   bool revoke(BufferId id, uint64_t, uint32_t holders) override {
     revocations.push_back(id);
@@ -34,6 +38,7 @@ class FakeOwner : public ShareLedger::Owner {
   uint32_t revoked_holders = 0;
   milliseconds release_takes{0};
   milliseconds revoke_takes{0};
+  int steps = 1;  // of the next release
   bool refuses_release = false;
   bool refuses_revoke = false;
 };
@@ -270,6 +275,25 @@ TEST_F(LedgerTest, a_pass_is_bounded_in_time_whatever_free_per_iteration_says) {
   EXPECT_TRUE(bounded.run_pass());
   EXPECT_EQ(owner.releases.size(), 1U);
   EXPECT_GE(bounded.counters().pass_ns_max, 6'000'000U);
+}
+
+TEST_F(LedgerTest, a_large_buffer_is_released_in_steps_over_several_passes) {
+  ShareLedger bounded(8, {}, owner, milliseconds(5));
+  owner.steps = 3;
+  owner.release_takes = milliseconds(6);
+  constexpr uint64_t kBig = 1 << 20;
+  const BufferId id = bounded.add(kBig).value();
+  EXPECT_TRUE(bounded.guest_gone(id, kStart));
+  for (const int step : {1, 2}) {
+    EXPECT_TRUE(bounded.run_pass()) << step;
+    EXPECT_EQ(bounded.state(id), State::kFree) << step;
+    EXPECT_EQ(bounded.counters().freeing.bytes, kBig) << step;
+    EXPECT_EQ(bounded.counters().freed.buffers, 0U) << step;
+  }
+  EXPECT_FALSE(bounded.run_pass());
+  EXPECT_EQ(bounded.state(id), State::kUnused);
+  EXPECT_EQ(bounded.counters().freed.bytes, kBig);
+  EXPECT_EQ(owner.releases, std::vector{id});
 }
 
 TEST_F(LedgerTest, when_all_entries_are_in_use_add_says_so_and_nothing_is_dropped) {

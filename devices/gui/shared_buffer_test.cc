@@ -132,6 +132,10 @@ TEST(GuiSharedBufferTest, revoke_frees_the_memory_and_every_reader_gets_sigbus) 
   const auto* const frontend = static_cast<const uint8_t*>(at);
   EXPECT_FALSE(dies_of_sigbus_reading(frontend + 5 * kPage));
   EXPECT_EQ(allocated_bytes(buffer), static_cast<int64_t>(64 * kPage));
+  ASSERT_TRUE(buffer.revoke(16 * kPage));
+  EXPECT_EQ(allocated_bytes(buffer), static_cast<int64_t>(16 * kPage));
+  EXPECT_FALSE(dies_of_sigbus_reading(frontend + 15 * kPage));
+  EXPECT_TRUE(dies_of_sigbus_reading(frontend + 16 * kPage));
   ASSERT_TRUE(buffer.revoke());
   EXPECT_EQ(allocated_bytes(buffer), 0);
   EXPECT_TRUE(dies_of_sigbus_reading(frontend));
