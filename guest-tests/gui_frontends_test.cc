@@ -1,11 +1,7 @@
 // The frontends as people use them, with a running VM (label kvm): lethe-view on an X server, VNC
 // clients of Debian's and a browser on lethe-vnc, lethe-shot. What they show is compared with what
 // the guest draws (baremetal/guests/picture.h), and a click must come out of the guest's console.
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
 
-#include "guest-tests/browser.h"
 #include "guest-tests/gui_pictures.h"
 #include "guest-tests/gui_vm.h"
 
@@ -18,6 +14,10 @@ class FrontendTest : public GuiVm {
   void start_demo() {
     ASSERT_NO_FATAL_FAILURE(start("demo.elf", "still=1"));
     ASSERT_TRUE(x_vm.says_soon("demo: look with"));
+  }
+  void TearDown() override {
+    unsetenv("DISPLAY");  // the X server goes
+    GuiVm::TearDown();
   }
   static std::string lethe() { return program_folder() / "lethe"; }
 
