@@ -184,6 +184,32 @@ TEST_F(ViewProgram, sends_keys_by_their_place_and_releases_them_with_the_focus) 
   x_->key(XK_Shift_L, false);
 }
 
+TEST_F(ViewProgram, keeps_its_own_key_combinations_from_the_guest) {
+  start_with_screen();
+  take_focus();
+  const auto press_with_ctrl_alt = [&](unsigned key) {
+    for (const unsigned each : {unsigned{XK_Control_L}, unsigned{XK_Alt_L}, key})
+      x_->key(each, true);
+    for (const unsigned each : {key, unsigned{XK_Alt_L}, unsigned{XK_Control_L}})
+      x_->key(each, false);
+  };
+  press_with_ctrl_alt(XK_g);
+  // Released as soon as it was clear whose they are; in the order of their codes.
+  expect_key(KEY_LEFTCTRL, true);
+  expect_key(KEY_LEFTALT, true);
+  expect_key(KEY_LEFTCTRL, false);
+  expect_key(KEY_LEFTALT, false);
+  EXPECT_TRUE(x_->wait_for_window("keyboard grabbed, Ctrl+Alt+G frees it")) << log();
+  press_with_ctrl_alt(XK_g);
+  EXPECT_TRUE(eventually([&] {
+    for (const auto& each : x_->windows())
+      if (each.title == "[work]") return true;
+    return false;
+  }));
+  press_with_ctrl_alt(XK_q);
+  EXPECT_EQ(finish(), 0) << log();
+}
+
 TEST_F(ViewProgram, sends_the_pointer_buttons_and_wheel) {
   start_with_screen();
   x_->move_pointer(window_.x + 17, window_.y + 23);
