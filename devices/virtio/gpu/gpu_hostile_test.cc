@@ -421,5 +421,28 @@ TEST_F(GpuHostile, a_submission_copies_no_more_than_its_limit) {
   goes_on();
 }
 
+// Each transfer uses up a wake-up's budget: all are answered, in wake-ups of their own.
+TEST_F(GpuHostile, more_work_than_a_wake_up_does_is_done_by_the_next_ones) {
+  const uint32_t side = 4096;
+  ASSERT_EQ(guest->create_2d(1, side, side), kOk);
+  ASSERT_EQ(guest->attach(1, {{kMemory / 2, side * side * 4, 0}}), kOk);
+  virtio_gpu_transfer_to_host_2d command{{}, {0, 0, side, side}, 0, 1, 0};
+  command.hdr.type = VIRTIO_GPU_CMD_TRANSFER_TO_HOST_2D;
+  const GuestAddr request = guest->alloc(sizeof command);
+  const GuestAddr response = guest->alloc(4096);
+  ASSERT_TRUE(memory->store(request, command));
+  const std::array<FakeBuffer, 2> buffers{FakeBuffer{request, sizeof command, false},
+                                          FakeBuffer{response, 64, true}};
+  FakeDriver& driver = guest->transport().driver(GpuDevice::kControlQueue);
+  for (int i = 0; i < 4; ++i) ASSERT_TRUE(driver.add(buffers));
+  guest->transport().kick(GpuDevice::kControlQueue);  // once
+  const Deadline deadline = deadline_in(FakeTransport::kPatience);
+  for (int i = 0; i < 4; ++i)
+    ASSERT_TRUE(driver.wait_used(guest->transport().interrupt(GpuDevice::kControlQueue), deadline))
+        << i;
+  on_gui([] {});
+  EXPECT_EQ(counter(device->counters().bytes_copied), 4ULL * side * side * 4);
+}
+
 }  // namespace
 }  // namespace lethe
