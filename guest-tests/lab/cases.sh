@@ -109,6 +109,11 @@ steps() { # steps FILE
     --out "$OUT/$name" >>"$log.steps" 2>&1 && return 0
   echo "FAIL $name: $1.json:"
   cat "$log.steps"
+  # What a frontend that comes now sees, and what the VM has counted.
+  for window in terminal clock; do
+    timeout -s KILL 20 "$SHOT" "$name" "$OUT/$name/late-$window.png" --window $window --wait-ms 3000
+  done
+  "$LETHE" stats "$name" --json >"$log.stats"
   return 1
 }
 # The guest has ended, and well.

@@ -89,6 +89,8 @@ test_windows() {
   windows_up
   wait_until 60 [ -s /tmp/typed ] || {
     fail "nothing was typed"
+    kill "$xserver" # the agent says what it has shown
+    sleep 2
     tail /tmp/*.log
     ps
     return
