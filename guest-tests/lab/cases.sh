@@ -95,7 +95,7 @@ start_screen() { # start_screen NAME
   name=$1
   log=$OUT/$name.log
   mkdir -p "$OUT/$name"
-  timeout -s KILL 300 "$LETHE" run "guest-tests/lab/screen/$name.toml" </dev/null >"$log" 2>&1 &
+  timeout -s KILL 600 "$LETHE" run "guest-tests/lab/screen/$name.toml" </dev/null >"$log" 2>&1 &
   lethe_pid=$!
   # The socket is there before the guest runs.
   left=100
@@ -105,7 +105,7 @@ start_screen() { # start_screen NAME
   done
 }
 steps() { # steps FILE
-  timeout -s KILL 240 "$SHOT" "$name" --steps "guest-tests/lab/screen/$1.json" --font "$FONT" \
+  timeout -s KILL 480 "$SHOT" "$name" --steps "guest-tests/lab/screen/$1.json" --font "$FONT" \
     --out "$OUT/$name" >>"$log.steps" 2>&1 && return 0
   echo "FAIL $name: $1.json:"
   cat "$log.steps"
