@@ -1,4 +1,5 @@
 // lethe-view: a VM's screens and windows as windows of the host.
+#include <X11/Xlib.h>
 #include <fmt/format.h>
 #include <getopt.h>
 
@@ -112,6 +113,16 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
   return arguments;
 }
 
+XErrorHandler previous_x_errors = nullptr;
+
+// SDL wakes its wait by an event to one of our windows, from the poller's thread and over another
+// connection to the X server: the window may have been destroyed when it arrives. Xlib would end
+// the process.
+int on_x_error(Display* display, XErrorEvent* error) {
+  if (error->error_code == BadWindow) return 0;
+  return previous_x_errors == nullptr ? 0 : previous_x_errors(display, error);
+}
+
 Result<> start_sdl() {
   // Closing one window of several is no wish to end.
   SDL_SetHint(SDL_HINT_QUIT_ON_LAST_WINDOW_CLOSE, "0");
@@ -123,6 +134,7 @@ Result<> start_sdl() {
   const bool shows = std::strcmp(driver, "offscreen") != 0 && std::strcmp(driver, "dummy") != 0;
   if (on && (shows || std::getenv("SDL_VIDEODRIVER") != nullptr)) {
     SDL_EnableScreenSaver();
+    previous_x_errors = XSetErrorHandler(on_x_error);
     return {};
   }
   return host_error(
