@@ -214,6 +214,34 @@ TEST_F(GuiTest, a_frontend_that_never_acknowledges_is_revoked_at_the_limit) {
   EXPECT_NO_FATAL_FAILURE(expect_guest_goes_on());
 }
 
+TEST_F(GuiTest, ledger_and_log_are_set_while_the_vm_runs) {
+  ASSERT_NO_FATAL_FAILURE(start_demo());
+  const auto ends_of_buffers = [&] { return lines_with("bytes freed"); };
+  const auto resize = [&](FakeFrontend& frontend, uint32_t side) {
+    const uint64_t river = surface_named(frontend, "Lethe demo: river");
+    const size_t gone = frontend.gone.size();
+    frontend.send(gui::Type::kConfigure, gui::Configure{{}, river, 0, 0, side, side});
+    const std::string size = std::to_string(side);
+    EXPECT_TRUE(x_vm.says_soon("window 1 is " + size + "x" + size));
+    EXPECT_TRUE(receive_until(frontend, [&] { return frontend.gone.size() > gone; }));
+    EXPECT_TRUE(stat_soon(kOrphan, 0));
+    EXPECT_TRUE(stat_soon(kFreeing, 0));
+  };
+  FakeFrontend frontend = FakeFrontend::connect(socket_path());
+  resize(frontend, 100);
+  EXPECT_EQ(ends_of_buffers(), 0U) << "the log is silent until it is asked to speak";
+  EXPECT_NE(ask_api("PATCH", "/log", R"({"levels":"warn,gui=debug"})").find(" 200 "),
+            std::string::npos);
+  EXPECT_NE(ask_api("PATCH", "/gui", R"({"free_per_iteration":1})").find(" 200 "),
+            std::string::npos);
+  EXPECT_NE(ask_api("GET", "/gui").find("\"free_per_iteration\":1,"), std::string::npos);
+  resize(frontend, 90);
+  EXPECT_TRUE(soon([&] { return ends_of_buffers() == 1; })) << x_vm.said();
+  EXPECT_NE(ask_api("PATCH", "/log", R"({"levels":"warn"})").find(" 200 "), std::string::npos);
+  resize(frontend, 80);
+  EXPECT_EQ(ends_of_buffers(), 1U);
+}
+
 TEST_F(GuiTest, several_frontends_look_at_once_and_come_and_go) {
   ASSERT_NO_FATAL_FAILURE(start_demo(""));  // its boat moves, its dialog comes and goes
   std::vector<FakeFrontend> frontends;
