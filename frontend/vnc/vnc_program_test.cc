@@ -129,6 +129,25 @@ TEST_F(VncProgram, ends_with_the_vm_and_leaves_no_socket) {
   EXPECT_TRUE(client_.closed());
 }
 
+TEST_F(VncProgram, ends_cleanly_while_a_client_holds_keys_and_buttons) {
+  start_with_client();
+  ASSERT_TRUE(client_.key(XK_Control_L, true) && client_.key('a', true) &&
+              client_.pointer(17, 23, 1));
+  expect_key(KEY_LEFTCTRL, true);
+  expect_key(KEY_A, true);
+  ASSERT_TRUE(vm_->receive_until<Button>(Type::kButton)) << vm_->complaint();
+  ASSERT_TRUE(vm_->bye(ByeReason::kVmEnded));
+  EXPECT_EQ(finish(), 0) << log();
+}
+
+TEST_F(VncProgram, ends_cleanly_by_a_signal_while_a_client_holds_a_key) {
+  start_with_client();
+  ASSERT_TRUE(client_.key(XK_Control_L, true));
+  expect_key(KEY_LEFTCTRL, true);
+  ::kill(pid_, SIGTERM);
+  EXPECT_EQ(finish(), 0) << log();
+}
+
 TEST_F(VncProgram, ends_by_a_signal_and_leaves_no_socket) {
   start_with_client();
   ::kill(pid_, SIGTERM);

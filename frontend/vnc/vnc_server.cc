@@ -32,6 +32,8 @@ Result<UniqueFd> watch_signals() {
 }  // namespace
 
 VncServer::~VncServer() {
+  // Clients go with it, and what they held is released: the rest of this object is used.
+  x_screen.reset();
   if (!x_unlink.empty()) ::unlink(x_unlink.c_str());
 }
 
