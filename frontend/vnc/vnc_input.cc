@@ -14,14 +14,28 @@ constexpr uint8_t kAnyButton = 7;
 
 }  // namespace
 
-void VncServer::set_focus(uint64_t surface) {
-  if (surface == x_focus) return;
-  if (x_focus != 0) {
+void VncServer::release_keys() {
+  if (x_focus != 0)
     for (const uint32_t code : x_keys_down) x_client->send_key(x_focus, code, false);
-    x_client->send_focus(x_focus, false);
-  }
   x_keys_down.clear();
   x_codes_by_keysym.clear();
+}
+
+// Nothing may stay pressed that nobody can release. Which client holds what is not kept: others
+// press theirs again.
+void VncServer::release_all() {
+  release_keys();
+  if (x_drag != 0)
+    for (int i = 0; i < 3; ++i)
+      if ((x_buttons >> i & 1) != 0) x_client->send_button(x_drag, kButtons[i], false);
+  x_buttons = 0;
+  x_drag = 0;
+}
+
+void VncServer::set_focus(uint64_t surface) {
+  if (surface == x_focus) return;
+  release_keys();
+  if (x_focus != 0) x_client->send_focus(x_focus, false);
   x_focus = surface;
   if (surface != 0) x_client->send_focus(surface, true);
 }
@@ -91,17 +105,6 @@ void VncServer::pointer(int32_t x, int32_t y, uint8_t buttons) {
 void VncServer::desktop_size(uint32_t width, uint32_t height) {
   if (const auto screen = x_desktop.screen())
     x_client->send_configure(*screen, 0, 0, width, height);
-}
-
-// Nothing may stay pressed that nobody can release.
-void VncServer::no_client() {
-  if (!x_client) return;
-  if (x_drag != 0)
-    for (int i = 0; i < 3; ++i)
-      if ((x_buttons >> i & 1) != 0) x_client->send_button(x_drag, kButtons[i], false);
-  x_buttons = 0;
-  x_drag = 0;
-  set_focus(0);
 }
 
 }  // namespace lethe::gui

@@ -66,6 +66,34 @@ TEST_F(VncProgram, releases_the_keys_of_a_client_that_goes_away) {
   expect_key(KEY_LEFTCTRL, false);
 }
 
+TEST_F(VncProgram, releases_keys_and_buttons_of_a_client_that_goes_while_another_stays) {
+  start_with_client();
+  FakeRfbClient leaves;
+  ASSERT_TRUE(leaves.connect_unix(socket()) && leaves.greet());
+  ASSERT_TRUE(leaves.key(XK_Control_L, true) && leaves.pointer(17, 23, 1));
+  expect_key(KEY_LEFTCTRL, true);
+  const auto press = vm_->receive_until<Button>(Type::kButton);
+  ASSERT_TRUE(press && press->code == BTN_LEFT && press->down == 1) << vm_->complaint();
+  leaves = {};
+  expect_key(KEY_LEFTCTRL, false);
+  const auto release = vm_->receive_until<Button>(Type::kButton);
+  ASSERT_TRUE(release && release->code == BTN_LEFT && release->down == 0) << vm_->complaint();
+  ASSERT_TRUE(client_.key('a', true));
+  expect_key(KEY_A, true);
+}
+
+TEST_F(VncProgram, releases_nothing_when_a_client_goes_that_has_typed_nothing) {
+  start_with_client();
+  ASSERT_TRUE(client_.key(XK_Control_L, true));
+  expect_key(KEY_LEFTCTRL, true);
+  FakeRfbClient looks;
+  ASSERT_TRUE(looks.connect_unix(socket()) && looks.greet() && looks.update(false));
+  looks = {};
+  EXPECT_FALSE(vm_->receive_until<Key>(Type::kKey, std::chrono::milliseconds(300)));
+  ASSERT_TRUE(client_.key(XK_Control_L, false));
+  expect_key(KEY_LEFTCTRL, false);
+}
+
 TEST_F(VncProgram, sends_pointer_buttons_and_wheel_to_the_surface) {
   start_with_client();
   ASSERT_TRUE(client_.pointer(17, 23, 0) && client_.pointer(17, 23, 1) &&

@@ -38,6 +38,7 @@ VncScreen::Impl& impl_of(rfbClientPtr client) {
 
 void on_client_gone(rfbClientPtr client) {
   VncScreen::Impl& impl = impl_of(client);
+  if (client->clientData != nullptr) impl.user->user_gone();
   if (--impl.clients == 0) impl.user->no_client();
 }
 
@@ -49,12 +50,20 @@ rfbNewClientAction on_new_client(rfbClientPtr client) {
   return RFB_CLIENT_ACCEPT;
 }
 
+// Who has typed or pointed may hold something down. Others, who may not even know the password,
+// release nothing when they go.
+VncUser& user_of(rfbClientPtr client) {
+  VncScreen::Impl& impl = impl_of(client);
+  client->clientData = &impl;
+  return *impl.user;
+}
+
 void on_key(rfbBool down, rfbKeySym keysym, rfbClientPtr client) {
-  impl_of(client).user->keysym(static_cast<uint32_t>(keysym), down != 0);
+  user_of(client).keysym(static_cast<uint32_t>(keysym), down != 0);
 }
 
 void on_pointer(int buttons, int x, int y, rfbClientPtr client) {
-  impl_of(client).user->pointer(x, y, static_cast<uint8_t>(buttons));
+  user_of(client).pointer(x, y, static_cast<uint8_t>(buttons));
   rfbDefaultPtrAddEvent(buttons, x, y, client);  // where the cursor is drawn for others
 }
 

@@ -25,7 +25,8 @@ class VncUser {
   virtual void keysym(uint32_t keysym, bool down) = 0;
   virtual void pointer(int32_t x, int32_t y, uint8_t buttons) = 0;  // RFB's mask
   virtual void desktop_size(uint32_t width, uint32_t height) = 0;   // what a client asks for
-  virtual void no_client() = 0;                                     // the last one has gone
+  virtual void user_gone() = 0;  // a client that has typed or pointed
+  virtual void no_client() = 0;  // the last one, of whatever kind
 };
 
 class VncScreen {

@@ -54,9 +54,12 @@ class VncServer final : private Listener, private VncUser {
   void keysym(uint32_t keysym, bool down) override;
   void pointer(int32_t x, int32_t y, uint8_t buttons) override;
   void desktop_size(uint32_t width, uint32_t height) override;
-  void no_client() override;
+  void user_gone() override { release_all(); }
+  void no_client() override { set_focus(0); }
 
   void send_key(uint32_t code, bool down);
+  void release_keys();
+  void release_all();  // buttons, too
   void set_focus(uint64_t surface);
   [[nodiscard]] bool down(uint32_t code) const { return x_keys_down.contains(code); }
 
