@@ -75,6 +75,12 @@ class VncProgram : public testing::Test {
     text << file.rdbuf();
     return text.str();
   }
+  std::chrono::nanoseconds time_on_cpu() const {
+    std::ifstream file("/proc/" + std::to_string(pid_) + "/schedstat");
+    int64_t on_cpu = 0;
+    file >> on_cpu;
+    return std::chrono::nanoseconds(on_cpu);
+  }
   std::string socket() const { return folder_ + "/lethe/work/vnc.sock"; }
   // The number after `what` in its output; 0 if it does not come.
   uint16_t port(const std::string& what) const {

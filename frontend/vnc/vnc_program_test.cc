@@ -1,8 +1,10 @@
 // lethe-vnc as a program, against a fake VM.
 #include <linux/input-event-codes.h>
 #include <rfb/keysym.h>
+#include <sys/socket.h>
 
 #include "frontend/vnc/vnc_fixture.h"
+#include "frontend/vnc/web_gate.h"
 
 namespace lethe::gui {
 namespace {
@@ -221,6 +223,29 @@ TEST_F(VncProgram, serves_its_page_to_browsers_and_websockets_to_its_page_alone)
   ASSERT_TRUE(
       evil.send_bytes("GET /vnc HTTP/1.1\r\n" + host + upgrade + "Origin: http://evil\r\n\r\n"));
   EXPECT_TRUE(evil.closed());
+}
+
+TEST_F(VncProgram, does_not_run_while_a_browsers_request_is_incomplete) {
+  start({"work", "--web-port", "0", "--password-file", folder_ + "/password"});
+  serve();
+  const uint16_t web = port("http://127.0.0.1:");
+  const std::string begin = "GET / HTTP/1.1\r\nHost: 127.0.0.1:" + std::to_string(web);
+  FakeRfbClient browser, ended;
+  ASSERT_TRUE(browser.connect_tcp(web) && browser.send_bytes(begin));
+  const auto before = time_on_cpu();
+  (void)eventually([] { return false; }, std::chrono::milliseconds(1000));
+  EXPECT_LT(time_on_cpu() - before, std::chrono::milliseconds(50));
+  // Nothing can complete this one, so it is not waited for.
+  ASSERT_TRUE(ended.connect_tcp(web) && ended.send_bytes(begin));
+  ASSERT_EQ(::shutdown(ended.fd(), SHUT_WR), 0);
+  const auto since = std::chrono::steady_clock::now();
+  EXPECT_TRUE(ended.closed());
+  EXPECT_LT(std::chrono::steady_clock::now() - since, WebGate::kRequestTime / 2);
+  for (const char byte : std::string("\r\n\r\n")) {
+    (void)eventually([] { return false; }, std::chrono::milliseconds(20));
+    ASSERT_TRUE(browser.send_bytes(std::string(1, byte)));
+  }
+  EXPECT_NE(browser.receive_some().find("200 OK"), std::string::npos);
 }
 
 TEST_F(VncProgram, does_not_start_on_a_port_without_a_password) {

@@ -30,6 +30,17 @@ std::string http(std::string_view status, std::string_view type, std::string_vie
       status, type, body.size(), body);
 }
 
+// poll(2) tells of what there is to read only from so many bytes on (socket(7), tcp(7)).
+void wake_from(int socket, int bytes) {
+  ::setsockopt(socket, SOL_SOCKET, SO_RCVLOWAT, &bytes, sizeof bytes);
+}
+
+// The peer sends nothing more. poll(2) then tells of that at once, each time.
+bool half_closed(int socket) {
+  pollfd state{.fd = socket, .events = POLLRDHUP, .revents = 0};
+  return ::poll(&state, 1, 0) != 0;
+}
+
 }  // namespace
 
 void WebGate::add(UniqueFd socket) {
@@ -69,7 +80,12 @@ bool WebGate::read_request(Connection& connection) {
   if (got == 0) return false;
   const std::string_view head(bytes, static_cast<size_t>(got));
   const auto request = parse_request(head, x_port);
-  if (!request) return true;
+  if (!request) {
+    // The part that is there must not wake us again.
+    wake_from(connection.socket.get(), static_cast<int>(got) + 1);
+    return !half_closed(connection.socket.get());
+  }
+  wake_from(connection.socket.get(), 1);
   if (request->kind == WebRequest::Kind::kWebSocket) {
     x_to_websocket(std::move(connection.socket));
     return false;
