@@ -10,11 +10,9 @@
 namespace lethe::gui {
 namespace {
 
-bool is_popup(const SurfaceState& state) { return (state.flags & kSurfacePopup) != 0; }
-
 uint32_t window_flags(const SurfaceState& state) {
   // Popups get neither decoration nor focus, and are where the guest has them.
-  if (is_popup(state))
+  if ((state.flags & kSurfacePopup) != 0)
     return SDL_WINDOW_HIDDEN | SDL_WINDOW_BORDERLESS | SDL_WINDOW_POPUP_MENU |
            SDL_WINDOW_SKIP_TASKBAR;
   const bool resizable =
@@ -63,7 +61,7 @@ Result<std::unique_ptr<GuestWindow>> GuestWindow::create(const SurfaceState& sur
   if (!window->x_renderer)
     window->x_renderer.reset(SDL_CreateRenderer(window->x_window.get(), -1, SDL_RENDERER_SOFTWARE));
   if (!window->x_renderer) return host_error("cannot draw in a window: {}", SDL_GetError());
-  if (parent != nullptr && !is_popup(surface))
+  if (parent != nullptr && !window->is_popup())
     SDL_SetWindowModalFor(window->x_window.get(), parent->x_window.get());
   if (!screen) window->place_window(parent);
   window->set_title("");
@@ -93,7 +91,8 @@ void GuestWindow::place_window(GuestWindow* parent) {
 
 void GuestWindow::show_or_hide() {
   // A screen's window is there before the guest draws; a guest's window once it has a picture.
-  const bool visible = is_screen() || (x_has_picture && (x_state.flags & kSurfaceVisible) != 0);
+  const bool wanted = x_has_picture && (x_state.flags & kSurfaceVisible) != 0;
+  const bool visible = is_screen() || (wanted && (!is_popup() || x_owner_shown));
   if (visible == x_shown) return;
   x_shown = visible;
   x_dirty = true;
@@ -103,8 +102,14 @@ void GuestWindow::show_or_hide() {
     SDL_HideWindow(x_window.get());
 }
 
+void GuestWindow::set_owner_shown(bool shown) {
+  x_owner_shown = shown;
+  show_or_hide();
+}
+
 void GuestWindow::update(const SurfaceState& state, GuestWindow* parent, bool resize) {
   const SurfaceState before = std::exchange(x_state, state);
+  x_state.flags = (state.flags & ~kSurfacePopup) | (before.flags & kSurfacePopup);
   if (before.title != state.title) set_title(x_title_suffix);
   resize = resize && (before.width != state.width || before.height != state.height);
   if (resize && !full_screen()) {
@@ -201,7 +206,7 @@ bool GuestWindow::differs_from_guest() const {
   int width = 0, height = 0, x = 0, y = 0;
   SDL_GetWindowSize(x_window.get(), &width, &height);
   SDL_GetWindowPosition(x_window.get(), &x, &y);
-  if (is_popup(x_state)) return false;  // the guest places them
+  if (is_popup()) return false;  // the guest places them
   return width != static_cast<int>(x_state.width) || height != static_cast<int>(x_state.height) ||
          (!is_screen() && (x != x_state.x || y != x_state.y));
 }

@@ -33,9 +33,14 @@ class GuestWindow {
   [[nodiscard]] const SurfaceState& state() const { return x_state; }
   [[nodiscard]] SDL_Window* window() const { return x_window.get(); }
   [[nodiscard]] bool is_screen() const { return x_state.kind == SurfaceKind::kScreen; }
+  // For good: a host window can't become one or cease to be one.
+  [[nodiscard]] bool is_popup() const { return (x_state.flags & kSurfacePopup) != 0; }
+  [[nodiscard]] bool shown() const { return x_shown; }
 
   // The guest changed it: title, place, size (followed if `resize`), whether it is to be seen.
   void update(const SurfaceState& state, GuestWindow* parent, bool resize);
+  // A popup is to be seen only while the window is that it belongs to.
+  void set_owner_shown(bool shown);
   // Uploads what is damaged, straight from the guest's memory.
   void show(const FrameView& frame);
   void set_cursor(const CursorView& cursor);
@@ -72,6 +77,7 @@ class GuestWindow {
   bool x_has_picture = false;
   bool x_dirty = true;
   bool x_shown = false;
+  bool x_owner_shown = false;  // of a popup
   SdlPtr<SDL_Cursor> x_cursor;
   bool x_cursor_known = false;  // the guest has said which, or none
 };

@@ -305,6 +305,47 @@ TEST_F(ViewProgram, survives_a_thousand_windows_that_come_and_go) {
   EXPECT_EQ(log(), "");
 }
 
+TEST_F(ViewProgram, gives_a_popup_without_a_shown_window_the_vms_name_and_a_border) {
+  start_with_screen();
+  const auto popup = [&](uint64_t id, const char* title, uint64_t parent) {
+    EXPECT_TRUE(vm_->surface(id, SurfaceKind::kWindow, 40, 30, title, 10, 20,
+                             kSurfaceVisible | kSurfacePopup, parent));
+    show(id, pattern(40, 30, 7));
+  };
+  popup(2, "alone", 0);
+  popup(3, "of the screen", 1);
+  popup(4, "of none", 77);
+  for (const char* title : {"alone", "of the screen", "of none"}) {
+    const auto window = x_->wait_for_window(std::string("[work] ") + title);
+    ASSERT_TRUE(window) << title << log();
+    EXPECT_FALSE(window->override_redirect) << title;
+  }
+  // A menu's menu belongs to the menu's window, and is seen with it.
+  const auto owner = [&](uint32_t flags) {
+    EXPECT_TRUE(vm_->surface(6, SurfaceKind::kWindow, 100, 80, "owner", 400, 300, flags));
+  };
+  const auto seen = [&](const std::string& title) {
+    const auto all = x_->windows();
+    return std::any_of(all.begin(), all.end(), [&](const auto& each) {
+      return each.viewable && each.override_redirect && each.title == "[work] " + title;
+    });
+  };
+  owner(kSurfaceVisible);
+  popup(7, "menu", 6);
+  popup(8, "submenu", 7);
+  EXPECT_FALSE(seen("menu") || seen("submenu")) << "their window has no picture yet";
+  show(6, pattern(100, 80, 5));
+  EXPECT_TRUE(eventually([&] { return seen("menu") && seen("submenu"); })) << log();
+  owner(0);
+  EXPECT_TRUE(eventually([&] { return !seen("menu") && !seen("submenu"); }));
+  owner(kSurfaceVisible);
+  EXPECT_TRUE(eventually([&] { return seen("menu") && seen("submenu"); })) << log();
+  // Now in a circle.
+  ASSERT_TRUE(vm_->surface(7, SurfaceKind::kWindow, 40, 30, "menu", 10, 20,
+                           kSurfaceVisible | kSurfacePopup, 8));
+  EXPECT_TRUE(eventually([&] { return !seen("menu") && !seen("submenu"); }));
+}
+
 TEST_F(ViewProgram, survives_the_vms_end_and_says_so_in_title_picture_and_log) {
   start_with_screen();
   ASSERT_TRUE(vm_->bye(ByeReason::kVmEnded));

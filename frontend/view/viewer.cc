@@ -99,9 +99,29 @@ GuestWindow* Viewer::by_surface(uint64_t surface) const {
   return found == x_windows.end() ? nullptr : found->second.get();
 }
 
+GuestWindow* Viewer::owner_of(const SurfaceState& popup) const {
+  GuestWindow* window = by_surface(popup.parent);
+  // A guest may say that popups belong to each other, in a circle.
+  for (size_t i = 0; i < x_windows.size() && window != nullptr && window->is_popup(); ++i)
+    window = by_surface(window->state().parent);
+  return window != nullptr && !window->is_popup() && !window->is_screen() ? window : nullptr;
+}
+
+void Viewer::show_popups() {
+  for (const auto& [surface, window] : x_windows) {
+    if (!window->is_popup()) continue;
+    const GuestWindow* owner = owner_of(window->state());
+    window->set_owner_shown(owner != nullptr && owner->shown());
+  }
+}
+
 // --- What the VM says ---
 
-void Viewer::on_surface(const SurfaceState& surface) {
+void Viewer::on_surface(const SurfaceState& said) {
+  SurfaceState surface = said;
+  // What has no border has no VM's name: it must stand with a window that has one.
+  if ((surface.flags & kSurfacePopup) != 0 && owner_of(surface) == nullptr)
+    surface.flags &= ~kSurfacePopup;
   const bool screen = surface.kind == SurfaceKind::kScreen;
   if (screen ? x_options.windows_only || (x_options.screen && *x_options.screen != surface.output)
              : x_options.screen.has_value())
@@ -109,8 +129,8 @@ void Viewer::on_surface(const SurfaceState& surface) {
   GuestWindow* parent = surface.parent == 0 ? nullptr : by_surface(surface.parent);
   if (GuestWindow* window = by_surface(surface.id)) {
     // A user who is still dragging it is not fought over its size.
-    window->update(surface, parent, !x_configure_due.contains(surface.id));
-    return;
+    window->update(said, parent, !x_configure_due.contains(surface.id));
+    return show_popups();
   }
   auto window = GuestWindow::create(surface, x_client->vm_name(), parent);
   if (!window) {
@@ -119,6 +139,7 @@ void Viewer::on_surface(const SurfaceState& surface) {
   }
   if (screen && x_options.full_screen) (*window)->toggle_full_screen();
   x_windows[surface.id] = std::move(*window);
+  show_popups();
 }
 
 void Viewer::on_surface_gone(uint64_t surface) {
@@ -127,10 +148,15 @@ void Viewer::on_surface_gone(uint64_t surface) {
   if (x_focus == window) x_focus = nullptr;
   x_configure_due.erase(surface);
   x_windows.erase(surface);
+  show_popups();
 }
 
 void Viewer::on_frame(uint64_t surface, const FrameView& frame) {
-  if (GuestWindow* window = by_surface(surface)) window->show(frame);
+  GuestWindow* window = by_surface(surface);
+  if (window == nullptr) return;
+  const bool before = window->shown();
+  window->show(frame);
+  if (window->shown() != before) show_popups();
 }
 
 void Viewer::on_cursor(uint64_t surface, const CursorView& cursor) {

@@ -65,6 +65,9 @@ class Viewer final : private Listener {
 
   [[nodiscard]] GuestWindow* by_window(uint32_t sdl_window) const;
   [[nodiscard]] GuestWindow* by_surface(uint64_t surface) const;
+  // The guest's window, with a title, that a popup belongs to, maybe through other popups; or null.
+  [[nodiscard]] GuestWindow* owner_of(const SurfaceState& popup) const;
+  void show_popups();
 
   ViewOptions x_options;
   std::optional<Client> x_client;    // none: the VM has ended
