@@ -29,6 +29,8 @@ void collect(Display* display, ::Window parent, std::vector<XServer::Window>& fo
     XTextProperty name{};
     const bool alive = XGetWindowAttributes(display, children[i], &attributes) != 0;
     if (alive && XGetWMName(display, children[i], &name) != 0 && name.value != nullptr) {
+      ::Window transient_for = 0;
+      (void)XGetTransientForHint(display, children[i], &transient_for);
       found.push_back({.id = children[i],
                        .title = reinterpret_cast<const char*>(name.value),
                        .x = attributes.x,
@@ -36,7 +38,8 @@ void collect(Display* display, ::Window parent, std::vector<XServer::Window>& fo
                        .width = static_cast<uint32_t>(attributes.width),
                        .height = static_cast<uint32_t>(attributes.height),
                        .viewable = attributes.map_state == IsViewable,
-                       .override_redirect = attributes.override_redirect != 0});
+                       .override_redirect = attributes.override_redirect != 0,
+                       .transient_for = transient_for});
       XFree(name.value);
     }
     collect(display, children[i], found);

@@ -30,6 +30,7 @@ class XServer {
     uint32_t width = 0, height = 0;
     bool viewable = false;
     bool override_redirect = false;
+    unsigned long transient_for = 0;
   };
   // All windows below the root that have a title.
   [[nodiscard]] std::vector<Window> windows() const;

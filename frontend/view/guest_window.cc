@@ -61,8 +61,7 @@ Result<std::unique_ptr<GuestWindow>> GuestWindow::create(const SurfaceState& sur
   if (!window->x_renderer)
     window->x_renderer.reset(SDL_CreateRenderer(window->x_window.get(), -1, SDL_RENDERER_SOFTWARE));
   if (!window->x_renderer) return host_error("cannot draw in a window: {}", SDL_GetError());
-  if (parent != nullptr && !window->is_popup())
-    SDL_SetWindowModalFor(window->x_window.get(), parent->x_window.get());
+  window->belong_to(parent);
   if (!screen) window->place_window(parent);
   window->set_title("");
   window->show_or_hide();
@@ -89,6 +88,13 @@ void GuestWindow::place_window(GuestWindow* parent) {
   SDL_SetWindowPosition(x_window.get(), at.x, at.y);
 }
 
+// SDL can't take a parent away again, only give another one.
+void GuestWindow::belong_to(GuestWindow* parent) {
+  if (parent == nullptr || is_popup() || parent->surface() == x_belongs_to) return;
+  SDL_SetWindowModalFor(x_window.get(), parent->x_window.get());
+  x_belongs_to = parent->surface();
+}
+
 void GuestWindow::show_or_hide() {
   // A screen's window is there before the guest draws; a guest's window once it has a picture.
   const bool wanted = x_has_picture && (x_state.flags & kSurfaceVisible) != 0;
@@ -111,6 +117,7 @@ void GuestWindow::update(const SurfaceState& state, GuestWindow* parent, bool re
   const SurfaceState before = std::exchange(x_state, state);
   x_state.flags = (state.flags & ~kSurfacePopup) | (before.flags & kSurfacePopup);
   if (before.title != state.title) set_title(x_title_suffix);
+  belong_to(parent);
   resize = resize && (before.width != state.width || before.height != state.height);
   if (resize && !full_screen()) {
     const Point size = fitting_size(state);

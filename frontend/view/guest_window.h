@@ -63,6 +63,7 @@ class GuestWindow {
  private:
   explicit GuestWindow(std::string vm_name) : x_vm_name(std::move(vm_name)) {}
   void place_window(GuestWindow* parent);
+  void belong_to(GuestWindow* parent);
   void show_or_hide();
   bool ensure_texture(const FrameView& frame);
 
@@ -77,6 +78,7 @@ class GuestWindow {
   bool x_has_picture = false;
   bool x_dirty = true;
   bool x_shown = false;
+  uint64_t x_belongs_to = 0;   // the parent that the window manager knows of
   bool x_owner_shown = false;  // of a popup
   SdlPtr<SDL_Cursor> x_cursor;
   bool x_cursor_known = false;  // the guest has said which, or none

@@ -305,6 +305,31 @@ TEST_F(ViewProgram, survives_a_thousand_windows_that_come_and_go) {
   EXPECT_EQ(log(), "");
 }
 
+TEST_F(ViewProgram, lets_a_dialog_belong_to_its_parent_of_now) {
+  start_with_screen();
+  const auto dialog = [&](uint64_t parent) {
+    EXPECT_TRUE(vm_->surface(4, SurfaceKind::kWindow, 40, 30, "dialog", 450, 350,
+                             kSurfaceVisible | kSurfaceDialog, parent));
+  };
+  for (const uint64_t id : {2, 3}) {
+    ASSERT_TRUE(vm_->surface(id, SurfaceKind::kWindow, 100, 80, id == 2 ? "first" : "second"));
+    show(id, pattern(100, 80, 5));
+  }
+  const auto first = x_->wait_for_window("first"), second = x_->wait_for_window("second");
+  ASSERT_TRUE(first && second) << log();
+  const auto belongs_to = [&](const XServer::Window& parent) {
+    return eventually([&] {
+      const auto now = x_->wait_for_window("dialog");
+      return now && now->transient_for == parent.id;
+    });
+  };
+  dialog(2);
+  show(4, pattern(40, 30, 7));
+  EXPECT_TRUE(belongs_to(*first)) << log();
+  dialog(3);
+  EXPECT_TRUE(belongs_to(*second)) << log();
+}
+
 TEST_F(ViewProgram, gives_a_popup_without_a_shown_window_the_vms_name_and_a_border) {
   start_with_screen();
   const auto popup = [&](uint64_t id, const char* title, uint64_t parent) {
