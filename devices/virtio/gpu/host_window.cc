@@ -41,7 +41,12 @@ Result<> HostWindow::map(uint64_t offset, const SharedBuffer& buffer) {
   LETHE_ASSERT(free(offset, buffer.bytes()));
   if (x_mappings.size() >= kMappingsMax)
     return host_error("no room for a mapping: the limit is {}", kMappingsMax);
-  LETHE_TRY(buffer.map_at(x_data + offset));
+  if (auto mapped = buffer.map_at(x_data + offset); !mapped) {
+    // mremap() may have unmapped what was there before it failed. A hole would fail the vCPU that
+    // touches it, and whatever the process maps next could end up in it: better no VM.
+    LETHE_ASSERT(put_anonymous(offset, buffer.bytes()));
+    return mapped;
+  }
   x_mappings.emplace(offset, buffer.bytes());
   return {};
 }
