@@ -277,7 +277,9 @@ void GuiCore::remove_surface(SurfaceId id) {
 
 void GuiCore::forget_listener(SurfaceListener& listener) {
   std::erase_if(x_released, [&](const Released& r) { return r.listener == &listener; });
-  for_clients([&](ChannelClient& client) { client.forget_listener(listener); });
+  // Those that have ended as well: settle() makes them let go of what they hold.
+  for (const Holder& holder : x_holders)
+    if (holder.client) holder.client->forget_listener(listener);
   for (const SurfaceRecord& surface : x_surfaces)
     if (surface.id != 0 && surface.listener == &listener) remove_surface(surface.id);
   for (uint32_t slot = 0; slot < x_buffers.size(); ++slot) {

@@ -343,6 +343,34 @@ TEST(GuiTest, a_listener_that_is_forgotten_hears_nothing_more) {
   });
 }
 
+// The connection has ended, but the core has not looked yet: what it holds down is not lifted by a
+// listener that is gone, nor by another one in its place.
+TEST(GuiTest, a_listener_that_is_forgotten_hears_nothing_of_a_connection_that_just_ended) {
+  GuiRig rig;
+  FakeCreator other;
+  SurfaceId surface = 0;
+  const auto add = [&] { return rig.gui->add_surface({.width = 10, .height = 10}, other).value(); };
+  auto frontend = std::make_unique<FakeFrontend>(rig.connect());
+  rig.on_gui([&] { surface = add(); });
+  frontend->send(gui::Type::kKey, gui::Key{{}, surface, 30, 1});
+  const auto heard = [&] {
+    size_t events = 0;
+    rig.on_gui([&] { events = other.events.size(); });
+    return events;
+  };
+  ASSERT_TRUE(eventually([&] { return heard() == 1; }));
+  rig.on_gui([&] {
+    frontend.reset();
+    rig.gui->update_surface(surface, {.width = 20, .height = 20});  // the message finds nobody
+    rig.gui->forget_listener(other);
+    other = {};
+    surface = add();
+  });
+  ASSERT_TRUE(eventually([&] { return rig.metric("lethe_gui_frontends") == 0; }));
+  EXPECT_EQ(heard(), 0U);
+  rig.on_gui([&] { rig.gui->forget_listener(other); });
+}
+
 TEST(GuiTest, there_are_limits_of_surfaces_buffers_and_bytes) {
   GuiRig rig({.buffers_max = 4, .bytes_max = 16 * kBytes});
   rig.on_gui([&] {
