@@ -29,11 +29,7 @@ ChannelClient::~ChannelClient() = default;
 Result<> ChannelClient::start() {
   LETHE_TRY_ASSIGN(x_readable,
                    x_core.loop().watch_readable(x_socket.get(), [this] { read_messages(); }));
-  x_retry = x_core.loop().make_timer([this] {
-    x_full = false;
-    pump();
-    if (!x_full) x_patience->cancel();
-  });
+  x_retry = x_core.loop().make_timer([this] { try_again(); });
   x_patience = x_core.loop().make_timer([this] {
     if (x_welcomed) LETHE_LOG_LIMITED(LogModule::kGui, "frontend {}: does not read", x_name);
     x_core.counters().slow_frontends.fetch_add(1, std::memory_order_relaxed);
@@ -185,6 +181,7 @@ bool ChannelClient::offer(BufferId id) {
 bool ChannelClient::send_bytes(std::span<const uint8_t> packet, int descriptor) {
   if (x_ended || x_full) return false;
   const auto sent = send_packet(packet, descriptor);
+  if (sent == Sent::kYes) stop_waiting();
   if (sent == Sent::kFull || sent == Sent::kLater) wait_for_room(sent == Sent::kFull);
   if (sent == Sent::kFailed) hang_up();
   return sent == Sent::kYes;
@@ -220,15 +217,15 @@ ChannelClient::Sent ChannelClient::send_packet(std::span<const uint8_t> packet, 
   }
 }
 
+// However often it is tried again: patience ends if nothing gets through.
 void ChannelClient::wait_for_room(bool watch_socket) {
   x_full = true;
-  x_patience->start(x_core.options().drain_patience);
+  if (!x_waits) x_patience->start(x_core.options().drain_patience);
+  x_waits = true;
   if (watch_socket) {
     auto watch = x_core.loop().watch_writable(x_socket.get(), [this] {
       x_writable.reset();
-      x_full = false;
-      x_patience->cancel();
-      pump();
+      try_again();
     });
     if (watch) {
       x_writable = std::move(*watch);
@@ -236,6 +233,18 @@ void ChannelClient::wait_for_room(bool watch_socket) {
     }
   }
   x_retry->start(kRetry);
+}
+
+void ChannelClient::try_again() {
+  x_full = false;
+  pump();
+  if (!x_full) stop_waiting();  // there may be nothing left to send
+}
+
+void ChannelClient::stop_waiting() {
+  if (!x_waits) return;
+  x_waits = false;
+  x_patience->cancel();
 }
 
 void ChannelClient::send_off(gui::ByeReason reason) {

@@ -85,6 +85,8 @@ class ChannelClient {
   bool send_bytes(std::span<const uint8_t> packet, int descriptor);
   Sent send_packet(std::span<const uint8_t> packet, int descriptor);
   void wait_for_room(bool watch_socket);
+  void try_again();
+  void stop_waiting();
   void make_due(uint32_t slot);
   void begin_lag(Shown& shown);
 
@@ -119,6 +121,7 @@ class ChannelClient {
   bool x_welcomed = false;
   bool x_view_only = false;
   bool x_full = false;
+  bool x_waits = false;  // nothing got through since the socket was full; patience runs
   bool x_ended = false;
   char x_name[sizeof(gui::Hello::name)] = "?";
 

@@ -1,7 +1,12 @@
 // Hosts and frontends that are out of descriptors.
 #include <gtest/gtest.h>
+#include <linux/capability.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <array>
 
 #include "devices/gui/gui_test_util.h"
 
@@ -40,6 +45,47 @@ class FewDescriptors {
 
  private:
   rlimit x_before{};
+};
+
+// Gives up this thread's privileges, which lift the limit of descriptors on their way (unix(7),
+// ETOOMANYREFS).
+void drop_capabilities() {
+  __user_cap_header_struct header{.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+  const std::array<__user_cap_data_struct, 2> none{};
+  EXPECT_EQ(::syscall(SYS_capset, &header, none.data()), 0);
+}
+
+// Descriptors that are on their way, and stay there as long as it lives.
+class InFlight {
+ public:
+  explicit InFlight(int count) {
+    EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, x_ends.data()), 0);
+    for (; count > 0; count -= kATime) send();
+  }
+  ~InFlight() {
+    for (const int end : x_ends) ::close(end);
+  }
+
+ private:
+  static constexpr int kATime = 100;
+  void send() {
+    char byte = 0;
+    iovec part{.iov_base = &byte, .iov_len = 1};
+    alignas(cmsghdr) std::array<char, CMSG_SPACE(kATime * sizeof(int))> control{};
+    msghdr header{};
+    header.msg_iov = &part;
+    header.msg_iovlen = 1;
+    header.msg_control = control.data();
+    header.msg_controllen = control.size();
+    cmsghdr* const rights = CMSG_FIRSTHDR(&header);
+    rights->cmsg_level = SOL_SOCKET;
+    rights->cmsg_type = SCM_RIGHTS;
+    rights->cmsg_len = CMSG_LEN(kATime * sizeof(int));
+    const std::vector<int> descriptors(kATime, x_ends[0]);
+    std::memcpy(CMSG_DATA(rights), descriptors.data(), kATime * sizeof(int));
+    EXPECT_EQ(::sendmsg(x_ends[1], &header, MSG_DONTWAIT), 1) << errno;
+  }
+  std::array<int, 2> x_ends{};
 };
 
 TEST(GuiDescriptorsTest, out_of_descriptors_for_a_frontend_it_waits_and_does_not_spin) {
@@ -136,6 +182,40 @@ TEST(GuiDescriptorsTest, a_frontend_out_of_descriptors_does_not_hinder_the_vm) {
   rig.present(surface, buffer, kWidth, kHeight, kAll);
   ASSERT_TRUE(frontend.receive_until(gui::Type::kFrame));
   EXPECT_EQ(frontend.buffers.size(), 1U) << "it can have it again";
+}
+
+// The host takes no more descriptors: it is tried again and again, but not for ever.
+TEST(GuiDescriptorsTest, a_frontend_that_nothing_can_be_sent_to_is_sent_off) {
+  GuiRig rig({.drain_patience = milliseconds(200)});
+  const SurfaceId surface = rig.add_surface("w", kWidth, kHeight);
+  const BufferId buffer = rig.create_buffer(kBytes);
+  auto frontend = rig.connect();
+  ASSERT_TRUE(frontend.receive_until(gui::Type::kSurface));
+  rig.on_gui(drop_capabilities);
+  const InFlight many(500);
+  const FewDescriptors few(0);
+  rig.present(surface, buffer, kWidth, kHeight, kAll);
+  ASSERT_TRUE(eventually([&] { return rig.metric("lethe_gui_frontends_slow_total") == 1; }));
+  ASSERT_TRUE(frontend.receive_until(gui::Type::kBye));
+  EXPECT_EQ(frontend.bye, gui::ByeReason::kTooSlow);
+  EXPECT_EQ(frontend.frames_received, 0U);
+}
+
+TEST(GuiDescriptorsTest, a_frontend_is_not_sent_off_once_things_can_be_sent_again) {
+  GuiRig rig({.drain_patience = milliseconds(500)});
+  const SurfaceId surface = rig.add_surface("w", kWidth, kHeight);
+  const BufferId buffer = rig.create_buffer(kBytes);
+  auto frontend = rig.connect();
+  ASSERT_TRUE(frontend.receive_until(gui::Type::kSurface));
+  rig.on_gui(drop_capabilities);
+  {
+    const InFlight many(500);
+    const FewDescriptors few(0);
+    rig.present(surface, buffer, kWidth, kHeight, kAll);
+  }
+  ASSERT_TRUE(frontend.receive_until(gui::Type::kFrame));
+  EXPECT_FALSE(frontend.receive(milliseconds(700))) << "patience was not ended";
+  EXPECT_EQ(rig.metric("lethe_gui_frontends"), 1);
 }
 
 }  // namespace
