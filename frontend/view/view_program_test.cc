@@ -6,7 +6,9 @@
 #include <linux/virtio_gpu.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -62,6 +64,7 @@ class ViewProgram : public testing::Test {
     // Under AddressSanitizer: what SDL, X and D-Bus keep to their end is not ours to free.
     ::setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
     ::unsetenv("SDL_VIDEODRIVER");
+    if (!video_driver_.empty()) ::setenv("SDL_VIDEODRIVER", video_driver_.c_str(), 1);
     if (display.empty())
       ::unsetenv("DISPLAY");
     else
@@ -89,7 +92,7 @@ class ViewProgram : public testing::Test {
     return text.str();
   }
   // lethe-view, welcomed, with one screen of kWidth x kHeight that shows picture_.
-  void start_with_screen(std::vector<std::string> arguments = {"work"}) {
+  void start_and_greet(std::vector<std::string> arguments) {
     start(std::move(arguments), x_->name());
     ASSERT_TRUE(vm_->accept()) << log();
     ASSERT_TRUE(vm_->receive<Hello>(Type::kHello)) << vm_->complaint();
@@ -97,6 +100,11 @@ class ViewProgram : public testing::Test {
     ASSERT_TRUE(vm_->surface(1, SurfaceKind::kScreen, kWidth, kHeight));
     ASSERT_TRUE(vm_->buffer(0, 1, memory_));
     show(1, picture_);
+  }
+  // It is to be seen, too.
+  void start_with_screen(std::vector<std::string> arguments = {"work"}) {
+    start_and_greet(std::move(arguments));
+    if (HasFatalFailure()) return;
     const auto window = x_->wait_for_window("[work]");
     ASSERT_TRUE(window) << log();
     window_ = *window;
@@ -127,6 +135,7 @@ class ViewProgram : public testing::Test {
   static constexpr uint32_t kWidth = 320, kHeight = 200;
   static std::unique_ptr<XServer> x_;
   std::string folder_;
+  std::string video_driver_;  // SDL's; empty: its own choice
   std::optional<FakeVm> vm_;
   FakeBuffer memory_{1 << 20};
   Picture picture_ = pattern(kWidth, kHeight);
@@ -328,6 +337,25 @@ TEST_F(ViewProgram, lets_a_dialog_belong_to_its_parent_of_now) {
   EXPECT_TRUE(belongs_to(*first)) << log();
   dialog(3);
   EXPECT_TRUE(belongs_to(*second)) << log();
+}
+
+TEST_F(ViewProgram, survives_windows_that_cannot_be_made) {
+  // Without X and OpenGL, whose libraries end the process when memory is short.
+  video_driver_ = "dummy";
+  start_and_greet({"work"});
+  std::ifstream statm("/proc/" + std::to_string(pid_) + "/statm");
+  rlim_t pages = 0;
+  statm >> pages;
+  const rlim_t bytes = pages * static_cast<rlim_t>(::sysconf(_SC_PAGESIZE)) + (64 << 20);
+  const rlimit limit{bytes, bytes};
+  ASSERT_EQ(::prlimit(pid_, RLIMIT_AS, &limit, nullptr), 0);
+  for (const uint64_t id : {2, 3})
+    ASSERT_TRUE(vm_->surface(id, SurfaceKind::kWindow, kSidePixelsMax, kSidePixelsMax, "large"));
+  show(1, picture_);
+  const std::string text = log();
+  const size_t told = text.find("is not shown");
+  ASSERT_NE(told, std::string::npos) << text;
+  EXPECT_EQ(text.find("is not shown", told + 1), std::string::npos) << "told once: " << text;
 }
 
 TEST_F(ViewProgram, gives_a_popup_without_a_shown_window_the_vms_name_and_a_border) {

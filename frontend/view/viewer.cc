@@ -134,7 +134,12 @@ void Viewer::on_surface(const SurfaceState& said) {
   }
   auto window = GuestWindow::create(surface, x_client->vm_name(), parent);
   if (!window) {
-    x_failed = window.error();
+    // The guest may have asked for more than there is: that must not end what else is shown.
+    if (screen)
+      x_failed = window.error();
+    else if (!std::exchange(x_told_of_failure, true))
+      fmt::print(stderr, "lethe-view: a window of the guest is not shown: {}\n",
+                 window.error().text);
     return;
   }
   if (screen && x_options.full_screen) (*window)->toggle_full_screen();

@@ -78,7 +78,8 @@ class Viewer final : private Listener {
   GuestWindow* x_focus = nullptr;
   std::map<uint64_t, Clock::time_point> x_configure_due;
   std::string x_notice;
-  std::optional<Error> x_failed;        // a window could not be made
+  std::optional<Error> x_failed;        // a screen's window could not be made
+  bool x_told_of_failure = false;       // that a guest's window could not be made
   double x_wheel_x = 0, x_wheel_y = 0;  // parts of notches
   bool x_grabbed = false;
   bool x_poller_waits = false;  // for resume()
