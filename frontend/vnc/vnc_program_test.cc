@@ -159,6 +159,16 @@ TEST_F(VncProgram, ends_with_the_vm_and_leaves_no_socket) {
   EXPECT_TRUE(client_.closed());
 }
 
+TEST_F(VncProgram, says_once_why_it_was_sent_off) {
+  start_with_client();
+  ASSERT_TRUE(vm_->bye(ByeReason::kTooSlow));
+  EXPECT_EQ(finish(), 1) << log();
+  const std::string text = log();
+  const size_t said = text.find("lethe-vnc: ");
+  ASSERT_NE(said, std::string::npos) << text;
+  EXPECT_EQ(text.find("lethe-vnc: ", said + 1), std::string::npos) << text;
+}
+
 TEST_F(VncProgram, ends_cleanly_while_a_client_holds_keys_and_buttons) {
   start_with_client();
   ASSERT_TRUE(client_.key(XK_Control_L, true) && client_.key('a', true) &&

@@ -75,9 +75,9 @@ Result<> VncServer::run() {
   LETHE_TRY(start());
   while (serve_once()) {
     if (x_ended) continue;
+    if (!x_ended.error().text.starts_with("the VM has ended")) return x_ended;
     fmt::print(stderr, "lethe-vnc: {}\n", x_ended.error().text);
-    const bool clean = x_ended.error().text.starts_with("the VM has ended");
-    return clean ? Result<>() : x_ended;
+    return {};
   }
   return {};
 }
