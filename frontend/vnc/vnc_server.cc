@@ -13,8 +13,8 @@
 namespace lethe::gui {
 namespace {
 
-// After a wrong password nobody is let in for so long: each connection that was taken before has one
-// guess, which bounds how many there are in a second.
+// After a wrong password nobody is let in for so long: each connection that was taken before has
+// one guess, which bounds how many there are in a second.
 constexpr std::chrono::milliseconds kWrongPasswordPause{1000};
 
 Result<UniqueFd> watch_signals() {
