@@ -62,8 +62,11 @@ class ViewProgram : public testing::Test {
     ::setenv("SDL_RENDER_DRIVER", "software", 1);
     ::setenv("SDL_FRAMEBUFFER_ACCELERATION", "0", 1);
     // Under AddressSanitizer: what SDL, X and D-Bus keep to their end is not ours to free.
-    // And memory may be short, as without it.
+    // Memory may be short, there and under ThreadSanitizer, as it may without them.
     ::setenv("ASAN_OPTIONS", "detect_leaks=0:allocator_may_return_null=1", 1);
+    const char* tsan = std::getenv("TSAN_OPTIONS");
+    const std::string tsan_options = tsan == nullptr ? "" : std::string(tsan) + ":";
+    ::setenv("TSAN_OPTIONS", (tsan_options + "allocator_may_return_null=1").c_str(), 1);
     ::unsetenv("SDL_VIDEODRIVER");
     if (!video_driver_.empty()) ::setenv("SDL_VIDEODRIVER", video_driver_.c_str(), 1);
     if (display.empty())
