@@ -39,6 +39,28 @@ class GpuScreens : public GpuTest {
   static void resize(FakeFrontend& frontend, SurfaceId surface, uint32_t width, uint32_t height) {
     frontend.send(gui::Type::kConfigure, gui::Configure{{}, surface, 0, 0, width, height});
   }
+  // Guest memory as a framebuffer of `width` by 64.
+  uint32_t scanout_blob(uint32_t scanout, uint32_t id, uint32_t width, uint32_t offset,
+                        const virtio_gpu_rect& r) {
+    virtio_gpu_set_scanout_blob command{};
+    command.r = r;
+    command.scanout_id = scanout;
+    command.resource_id = id;
+    command.width = width;
+    command.height = 64;
+    command.format = VIRTIO_GPU_FORMAT_B8G8R8X8_UNORM;
+    command.strides[0] = width * kPixel;
+    command.offsets[0] = offset;
+    return guest->send(VIRTIO_GPU_CMD_SET_SCANOUT_BLOB, command);
+  }
+  // What the flush of a blob copied, in pixels.
+  uint64_t pixels_of_flush(uint32_t id, const virtio_gpu_rect& r) {
+    on_gui([] {});
+    const uint64_t before = counter(device->counters().bytes_copied);
+    EXPECT_EQ(guest->flush(id, r), kOk);
+    on_gui([] {});
+    return (counter(device->counters().bytes_copied) - before) / kPixel;
+  }
   uint32_t cursor(uint32_t scanout, uint32_t id, uint32_t hot_x = 0, uint32_t hot_y = 0) {
     return guest->cursor(VIRTIO_GPU_CMD_UPDATE_CURSOR, scanout, id, hot_x, hot_y);
   }
@@ -123,6 +145,36 @@ TEST_F(GpuScreens, two_screens_may_show_two_parts_of_one_resource) {
   EXPECT_EQ(pixel(frontend, frontend.frames[second], 0, 0), 64U);
   EXPECT_EQ(guest->unref(1), kOk);
   while (frontend.frames[second].buffer != gui::kNoBuffer) ASSERT_TRUE(frontend.receive());
+}
+
+TEST_F(GpuScreens, a_flush_copies_what_several_screens_show_once) {
+  FakeFrontend frontend = connect();
+  const uint32_t bytes = 128 * 64 * kPixel;
+  const GuestAddr at = guest->alloc(bytes);
+  paint(at, 128, 64, 0);
+  ASSERT_EQ(guest->create_blob(1, bytes, 0, VIRTIO_GPU_BLOB_MEM_GUEST, {{at.value, bytes, 0}}),
+            kOk);
+  const virtio_gpu_rect all{0, 0, 128, 64};
+  ASSERT_EQ(scanout_blob(0, 1, 128, 0, all), kOk);
+  ASSERT_EQ(scanout_blob(1, 1, 128, 0, all), kOk);
+  EXPECT_EQ(pixels_of_flush(1, all), 128U * 64);
+  EXPECT_EQ(pixels_of_flush(1, {8, 8, 4, 2}), 8U);
+  // Side by side, and only one of them met.
+  ASSERT_EQ(scanout_blob(0, 1, 128, 0, {0, 0, 64, 64}), kOk);
+  ASSERT_EQ(scanout_blob(1, 1, 128, 0, {64, 0, 64, 64}), kOk);
+  EXPECT_EQ(pixels_of_flush(1, all), 128U * 64);
+  EXPECT_EQ(pixels_of_flush(1, {60, 0, 8, 2}), 16U);
+  EXPECT_EQ(pixels_of_flush(1, {70, 0, 8, 2}), 16U);
+  // Two framebuffers of other shapes in the same memory: 100 wide from the second pixel on.
+  ASSERT_EQ(scanout_blob(0, 1, 128, 0, all), kOk);
+  ASSERT_EQ(scanout_blob(1, 1, 100, kPixel, {0, 0, 100, 64}), kOk);
+  paint(at, 128, 64, 0x1000);
+  EXPECT_EQ(pixels_of_flush(1, all), 128U * 64);
+  const SurfaceId second = surface_of(frontend, 1);
+  while (frontend.frames[second].width != 100) ASSERT_TRUE(frontend.receive());
+  EXPECT_EQ(pixel(frontend, frontend.frames[second], 0, 0), 0x1001U);
+  EXPECT_EQ(pixel(frontend, frontend.frames[second], 99, 63), 0x1000U + 6400);
+  EXPECT_EQ(pixels_of_flush(1, {0, 1, 1, 1}), 129U - 101) << "from pixel 101 to 128";
 }
 
 TEST_F(GpuScreens, the_pointer_is_mapped_onto_all_screens) {

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/log.h"
+#include "devices/gui/channel_message.h"
 #include "devices/virtio/gpu/edid.h"
 
 namespace lethe {
@@ -137,17 +138,40 @@ uint32_t Screens::show(size_t index, Resource& resource, uint64_t framebuffer,
   screen.content.width = source.width;
   screen.content.height = source.height;
   update_states();
-  present(screen, resource, {0, 0, source.width, source.height});
+  x_resources.refresh(resource, screen.content.offset, base.stride, source.width, source.height);
+  x_gui.present(screen.surface, screen.content, {0, 0, source.width, source.height});
   return VIRTIO_GPU_RESP_OK_NODATA;
 }
 
-void Screens::present(Screen& screen, const Resource& resource, const Rect& damage) {
-  const SurfaceContent& content = screen.content;
-  x_resources.refresh(
-      resource,
-      content.offset + uint64_t{damage.y} * content.stride + uint64_t{damage.x} * kPixelBytes,
-      content.stride, damage.width, damage.height);
-  x_gui.present(screen.surface, content, damage);
+// Copies each byte once at most, however many screens show it.
+void Screens::refresh(const Resource& resource, const virtio_gpu_rect& flushed) {
+  const Screen* first = nullptr;
+  bool one_framebuffer = true;
+  Rect all;
+  uint64_t begin = resource.bytes;
+  uint64_t end = 0;
+  const auto offset = [](const Screen& screen, const Rect& part) {
+    return screen.blob_offset + uint64_t{part.y} * screen.content.stride +
+           uint64_t{part.x} * kPixelBytes;
+  };
+  for (const Screen& screen : x_screens) {
+    if (screen.resource != resource.id) continue;
+    const Rect part = common_part(flushed, screen.source);
+    if (part.empty()) continue;
+    if (first == nullptr) first = &screen;
+    one_framebuffer = one_framebuffer && screen.blob_offset == first->blob_offset &&
+                      screen.content.stride == first->content.stride;
+    all = united(all, part);
+    begin = std::min(begin, offset(screen, part));
+    const Rect last{part.x + part.width, part.y + part.height - 1, 0, 0};
+    end = std::max(end, offset(screen, last));
+  }
+  if (first == nullptr) return;
+  if (one_framebuffer)
+    x_resources.refresh(resource, offset(*first, all), first->content.stride, all.width,
+                        all.height);
+  else  // framebuffers that may lie across one another: all from the first byte to the last
+    x_resources.refresh(resource, begin, 0, static_cast<uint32_t>((end - begin) / kPixelBytes), 1);
 }
 
 uint32_t Screens::flush(const virtio_gpu_resource_flush& request) {
@@ -157,13 +181,14 @@ uint32_t Screens::flush(const virtio_gpu_resource_flush& request) {
   if (!resource->blob() && !within(request.r, resource->width, resource->height))
     return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
   if (resource->shown == 0) return VIRTIO_GPU_RESP_OK_NODATA;
+  refresh(*resource, request.r);
   for (Screen& screen : x_screens) {
     if (screen.resource != resource->id) continue;
     Rect damage = common_part(request.r, screen.source);
     if (damage.empty()) continue;
     damage.x -= screen.source.x;
     damage.y -= screen.source.y;
-    present(screen, *resource, damage);
+    x_gui.present(screen.surface, screen.content, damage);
   }
   return VIRTIO_GPU_RESP_OK_NODATA;
 }

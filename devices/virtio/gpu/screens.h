@@ -77,7 +77,7 @@ class Screens final : private QuietListener {
   void hide(Screen& screen);
   void hide_cursor(Screen& screen);
   void release(uint32_t resource);
-  void present(Screen& screen, const Resource& resource, const Rect& damage);
+  void refresh(const Resource& resource, const virtio_gpu_rect& flushed);
 
   Gui& x_gui;
   Resources& x_resources;
