@@ -71,6 +71,7 @@ uint32_t GpuWork::context_destroy(const Request& request, Response& /*response*/
   Context* const context = find_context(request.header.ctx_id);
   if (context == nullptr) return kNoContext;
   finish_poll(*context);
+  x_resources.context_gone(context->serial);
   x_contexts.erase(request.header.ctx_id);
   return kOk;
 }
@@ -82,12 +83,8 @@ uint32_t GpuWork::context_attach(const Request& request, Response& /*response*/)
   if (context == nullptr) return kNoContext;
   Resource* const resource = x_resources.find(command.resource_id);
   if (resource == nullptr) return kNoResource;
-  auto& attached = resource->attached;
-  if (std::ranges::find(attached, context->serial) != attached.end()) return kOk;
-  // Contexts that are gone: so there are never more than twice kContextsMax.
-  if (attached.size() >= kContextsMax)
-    std::erase_if(attached, [this](uint64_t serial) { return find_serial(serial) == nullptr; });
-  attached.push_back(context->serial);
+  const uint32_t answer = x_resources.attach_to(context->serial, *resource);
+  if (answer != kOk) return answer;
   if (resource->home == 0 && context->windows) resource->home = context->serial;
   return kOk;
 }
@@ -100,7 +97,7 @@ uint32_t GpuWork::context_detach(const Request& request, Response& /*response*/)
   Resource* const resource = x_resources.find(command.resource_id);
   if (resource == nullptr) return kNoResource;
   // What windows show stays: it was theirs when they began.
-  return std::erase(resource->attached, context->serial) > 0 ? kOk : kBad;
+  return x_resources.detach_from(context->serial, *resource);
 }
 
 uint32_t GpuWork::submit(const Request& request, Response& /*response*/) {

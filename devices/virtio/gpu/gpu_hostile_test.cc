@@ -249,6 +249,38 @@ TEST_F(GpuHostile, guest_blobs_that_cost_no_buffer_have_a_limit_too) {
   EXPECT_EQ(guest->create_blob(1, 4096, 0, VIRTIO_GPU_BLOB_MEM_GUEST, {{at.value, 4096, 0}}), kOk);
 }
 
+TEST_F(GpuHostile, attachments_of_resources_to_contexts_have_a_limit) {
+  constexpr uint32_t kContexts = 512;
+  constexpr uint32_t kResources = Resources::kAttachmentsMax / kContexts;
+  for (uint32_t i = 1; i <= kContexts + 1; ++i) ASSERT_EQ(guest->context_create(i, 0), kOk);
+  for (uint32_t i = 1; i <= kResources + 1; ++i)
+    ASSERT_EQ(guest->create_blob(i, 4096, 0, VIRTIO_GPU_BLOB_MEM_GUEST), kOk);
+  for (uint32_t context = 1; context <= kContexts; ++context)
+    for (uint32_t id = 1; id <= kResources; ++id)
+      ASSERT_EQ(guest->context_attach(context, id), kOk) << context << " " << id;
+  const auto more = [&](uint32_t id) { return guest->context_attach(kContexts + 1, id); };
+  EXPECT_EQ(more(1), kNoMemory);
+  EXPECT_EQ(guest->context_attach(1, 1), kOk) << "it is already";
+  // There is room again for each way that one can end.
+  EXPECT_EQ(guest->context_detach(1, 1), kOk);
+  EXPECT_EQ(guest->context_detach(1, 1), kBad);
+  EXPECT_EQ(more(1), kOk);
+  EXPECT_EQ(more(2), kNoMemory);
+  EXPECT_EQ(guest->context_destroy(2), kOk);
+  for (uint32_t id = 2; id <= kResources + 1; ++id) EXPECT_EQ(more(id), kOk);
+  EXPECT_EQ(guest->context_attach(1, 1), kNoMemory);
+  EXPECT_EQ(guest->unref(kResources + 1), kOk);
+  EXPECT_EQ(guest->context_attach(1, 1), kOk);
+  EXPECT_EQ(guest->context_attach(3, 1), kOk) << "it is already";
+  EXPECT_EQ(guest->context_create(2, 0), kOk);
+  EXPECT_EQ(guest->context_attach(2, 1), kNoMemory);
+  guest->restart();
+  EXPECT_EQ(guest->context_create(1, 0), kOk);
+  EXPECT_EQ(guest->create_2d(1, 8, 8), kOk);
+  EXPECT_EQ(guest->context_attach(1, 1), kOk);
+  EXPECT_EQ(guest->unref(1), kOk);
+}
+
 TEST_F(GpuHostile, a_dead_resource_is_not_scanned_out) {
   ASSERT_EQ(guest->create_2d(1, 64, 64), kOk);
   ASSERT_EQ(guest->set_scanout(0, 1, {0, 0, 64, 64}), kOk);

@@ -143,6 +143,30 @@ void Resources::refresh(const Resource& resource, uint64_t offset, uint32_t stri
   resource.backing.copy_lines(offset, stride, line_bytes, height, resource.memory->data() + offset);
 }
 
+// --- contexts
+
+uint32_t Resources::attach_to(uint64_t context, Resource& resource) {
+  if (attached(context, resource)) return VIRTIO_GPU_RESP_OK_NODATA;
+  if (x_attachments.size() >= kAttachmentsMax) return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
+  x_attachments.emplace(context, resource.id);
+  resource.attached.push_back(context);
+  return VIRTIO_GPU_RESP_OK_NODATA;
+}
+
+uint32_t Resources::detach_from(uint64_t context, Resource& resource) {
+  if (x_attachments.erase({context, resource.id}) == 0)
+    return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
+  std::erase(resource.attached, context);
+  return VIRTIO_GPU_RESP_OK_NODATA;
+}
+
+void Resources::context_gone(uint64_t context) {
+  const auto begin = x_attachments.lower_bound({context, 0});
+  const auto end = x_attachments.lower_bound({context + 1, 0});
+  for (auto at = begin; at != end; ++at) std::erase(find(at->second)->attached, context);
+  x_attachments.erase(begin, end);
+}
+
 // --- the window
 
 uint32_t Resources::map(Resource& resource, uint64_t offset) {
@@ -172,6 +196,7 @@ uint32_t Resources::unref(Resource& resource) {
   if (resource.mapped_at)
     if (const uint32_t answer = unmap(resource); answer != VIRTIO_GPU_RESP_OK_NODATA) return answer;
   drop_backing(resource);
+  for (const uint64_t context : resource.attached) x_attachments.erase({context, resource.id});
   if (resource.buffer.valid()) {
     if (resource.home != 0)
       x_leaving.emplace(resource.buffer.generation, Leaving{resource.home, resource.id});
@@ -189,6 +214,7 @@ void Resources::clear() {
   for (auto& [id, resource] : x_resources)
     if (resource.buffer.valid()) x_gui.release_buffer(resource.buffer);
   x_resources.clear();
+  x_attachments.clear();
   x_leaving.clear();
   x_pieces = 0;
 }

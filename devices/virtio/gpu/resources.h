@@ -16,7 +16,9 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "devices/gui/gui.h"
@@ -51,6 +53,7 @@ struct Resource {
 class Resources final : private QuietListener {
  public:
   static constexpr uint32_t kResourcesMax = 16384;
+  static constexpr size_t kAttachmentsMax = 65536;  // of resources to contexts: 8 MiB of them
   static constexpr uint64_t kBackingPiecesMax = 4u << 20;  // of all resources: 64 MiB of lists
 
   Resources(Gui& gui, HostWindow& window) : x_gui(gui), x_window(window) {}
@@ -74,6 +77,14 @@ class Resources final : private QuietListener {
   uint32_t unref(Resource& resource);
   // All of them.
   void clear();
+
+  // Contexts, by their serials, may use what was attached to them (5.7.6.9).
+  uint32_t attach_to(uint64_t context, Resource& resource);
+  uint32_t detach_from(uint64_t context, Resource& resource);
+  [[nodiscard]] bool attached(uint64_t context, const Resource& resource) const {
+    return x_attachments.contains({context, resource.id});
+  }
+  void context_gone(uint64_t context);
 
   // The memory to be shown; null if the host has none left for a GUEST blob's copy.
   [[nodiscard]] const SharedBuffer* show(Resource& resource);
@@ -101,6 +112,7 @@ class Resources final : private QuietListener {
   Gui& x_gui;
   HostWindow& x_window;
   std::unordered_map<uint32_t, Resource> x_resources;
+  std::set<std::pair<uint64_t, uint32_t>> x_attachments;  // context, resource
   uint64_t x_pieces = 0;
   uint64_t x_copied = 0;
   std::unordered_map<uint64_t, Leaving> x_leaving;  // by the buffer's generation

@@ -35,8 +35,7 @@ WindowContext::Window* WindowContext::find(uint32_t id) {
 Resource* WindowContext::usable(uint32_t id) {
   Resource* const resource = x_resources.find(id);
   if (resource == nullptr || !resource->blob()) return nullptr;
-  const bool attached = std::ranges::find(resource->attached, x_serial) != resource->attached.end();
-  return attached ? resource : nullptr;
+  return x_resources.attached(x_serial, *resource) ? resource : nullptr;
 }
 
 // --- commands
