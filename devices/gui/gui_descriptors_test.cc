@@ -193,7 +193,7 @@ TEST(GuiDescriptorsTest, a_frontend_that_nothing_can_be_sent_to_is_sent_off) {
   ASSERT_TRUE(frontend.receive_until(gui::Type::kSurface));
   rig.on_gui(drop_capabilities);
   const InFlight many(500);
-  const FewDescriptors few(0);
+  const FewDescriptors few(50);  // of them on their way
   rig.present(surface, buffer, kWidth, kHeight, kAll);
   ASSERT_TRUE(eventually([&] { return rig.metric("lethe_gui_frontends_slow_total") == 1; }));
   ASSERT_TRUE(frontend.receive_until(gui::Type::kBye));
@@ -210,7 +210,7 @@ TEST(GuiDescriptorsTest, a_frontend_is_not_sent_off_once_things_can_be_sent_agai
   rig.on_gui(drop_capabilities);
   {
     const InFlight many(500);
-    const FewDescriptors few(0);
+    const FewDescriptors few(50);  // of them on their way
     rig.present(surface, buffer, kWidth, kHeight, kAll);
   }
   ASSERT_TRUE(frontend.receive_until(gui::Type::kFrame));
