@@ -20,20 +20,20 @@ struct KickWatch::State {
   }
 };
 
-KickWatch::KickWatch(EventLoop& loop, const EventFd& kick, std::function<void()> on_kick)
+KickWatch::KickWatch(EventLoop& loop, const EventFd& kick, std::function<void()> on_kick,
+                     std::function<void()> on_failure)
     : x_loop(loop), x_state(std::make_shared<State>()) {
   x_state->kick.reset(::fcntl(kick.fd(), F_DUPFD_CLOEXEC, 0));
   x_state->on_kick = std::move(on_kick);
-  if (!x_state->kick.valid()) {
-    LETHE_LOG_LIMITED(LogModule::kVirtio, "cannot watch a queue's kicks: {}", errno_text(errno));
-    return;
-  }
-  x_loop.post([&loop, state = x_state] {
+  const int failed = x_state->kick.valid() ? 0 : errno;
+  x_loop.post([&loop, failed, on_failure = std::move(on_failure), state = x_state] {
     if (!state->live.load(std::memory_order_acquire)) return;
-    auto watch = loop.watch_readable(state->kick.get(), [raw = state.get()] { raw->kicked(); });
+    auto watch = failed != 0 ? host_error("{}", errno_text(failed))
+                             : loop.watch_readable(state->kick.get(),
+                                                   [raw = state.get()] { raw->kicked(); });
     if (!watch) {
       LETHE_LOG_LIMITED(LogModule::kVirtio, "cannot watch a queue's kicks: {}", watch.error().text);
-      return;
+      return on_failure();
     }
     state->watch = std::move(*watch);
     state->on_kick();

@@ -16,13 +16,16 @@ namespace lethe {
 // without a kick, then for each. It may be running while another thread destroys the watch, and
 // does not start after that: the device takes its lock in it and looks whether its queue is there.
 //
-// Whatever `on_kick` refers to must be destroyed on the loop's thread, or when the loop does not
+// Whatever the functions refer to must be destroyed on the loop's thread, or when the loop does not
 // run.
 class KickWatch {
  public:
   // `kick` may go away at any time: it is duplicated. If that or watching it fails, it is logged,
-  // and the queue is not served.
-  KickWatch(EventLoop& loop, const EventFd& kick, std::function<void()> on_kick);
+  // and `on_failure` runs instead, once, as `on_kick` would: the queue would never be served, so
+  // the device needs a reset.
+  KickWatch(EventLoop& loop, const EventFd& kick, std::function<void()> on_kick,
+            std::function<void()> on_failure);
+  static constexpr const char* kFailure = "the host is out of descriptors";
   ~KickWatch();
   KickWatch(const KickWatch&) = delete;
   KickWatch& operator=(const KickWatch&) = delete;

@@ -49,10 +49,16 @@ void ConsoleDevice::start_queue(uint16_t index, std::unique_ptr<Queue> queue, co
   Port& port = x_ports[index];
   port.queue = std::move(queue);
   port.kick = &kick;
-  port.kick_watch = std::make_unique<KickWatch>(x_loop, kick, [this, index] {
-    MutexLock serving(x_mutex);
-    index == kReceiveQueue ? serve_receive() : serve_transmit();
-  });
+  port.kick_watch = std::make_unique<KickWatch>(
+      x_loop, kick,
+      [this, index] {
+        MutexLock serving(x_mutex);
+        index == kReceiveQueue ? serve_receive() : serve_transmit();
+      },
+      [this] {
+        MutexLock failing(x_mutex);
+        if (x_host != nullptr) x_host->needs_reset(KickWatch::kFailure);
+      });
 }
 
 void ConsoleDevice::stop_queue(uint16_t index) {

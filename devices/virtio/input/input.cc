@@ -48,6 +48,7 @@ class InputDevice::Core : public std::enable_shared_from_this<Core> {
   bool driver_reads() LETHE_REQUIRES(x_mutex);
   void count(InputBacklog::Taken taken) LETHE_REQUIRES(x_mutex);
   void serve(uint16_t index);
+  void deaf();
   void serve_events() LETHE_REQUIRES(x_mutex);
   void serve_status() LETHE_REQUIRES(x_mutex);
   void finish_batch(uint16_t index, bool again) LETHE_REQUIRES(x_mutex);
@@ -121,6 +122,12 @@ void InputDevice::Core::wheel(int32_t vertical, int32_t horizontal) {
 void InputDevice::Core::serve(uint16_t index) {
   MutexLock lock(x_mutex);
   index == kEventQueue ? serve_events() : serve_status();
+}
+
+// A queue's kicks can't be heard.
+void InputDevice::Core::deaf() {
+  MutexLock lock(x_mutex);
+  if (x_host != nullptr) x_host->needs_reset(KickWatch::kFailure);
 }
 
 void InputDevice::Core::serve_events() {
@@ -216,7 +223,8 @@ void InputDevice::Core::start_queue(uint16_t index, std::unique_ptr<Queue> queue
   port.queue = std::move(queue);
   port.kick = &kick;
   port.kick_watch = std::make_unique<KickWatch>(
-      x_loop, kick, [core = shared_from_this(), index] { core->serve(index); });
+      x_loop, kick, [core = shared_from_this(), index] { core->serve(index); },
+      [core = shared_from_this()] { core->deaf(); });
 }
 
 void InputDevice::Core::stop(uint16_t index) {

@@ -39,7 +39,12 @@ void RngDevice::start_queue(uint16_t /*index*/, std::unique_ptr<Queue> queue, co
   MutexLock lock(x_mutex);
   x_queue = std::move(queue);
   x_kick = &kick;
-  x_kick_watch = std::make_unique<KickWatch>(x_loop, kick, [this] { serve(); });
+  x_kick_watch = std::make_unique<KickWatch>(
+      x_loop, kick, [this] { serve(); },
+      [this] {
+        MutexLock failing(x_mutex);
+        if (x_host != nullptr) x_host->needs_reset(KickWatch::kFailure);
+      });
 }
 
 void RngDevice::stop_queue(uint16_t /*index*/) {
