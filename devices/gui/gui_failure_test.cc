@@ -212,6 +212,37 @@ INSTANTIATE_TEST_SUITE_P(Limits, GuiRevocationTest,
                                          Limit{"age", {.orphan_age_max = milliseconds(50)}}),
                          [](const auto& param) { return param.param.name; });
 
+// What was revoked is answered after its slot has a new buffer: that one is still held.
+TEST(GuiFailureTest, a_stale_unmapped_after_a_revocation_frees_nothing) {
+  GuiRig rig({.buffers_max = 1});
+  const SurfaceId surface = rig.add_surface("w", kWidth, kHeight);
+  auto frontend = rig.connect();
+  frontend.answers_gone = false;
+  const BufferId old = rig.create_buffer(kBytes);
+  ASSERT_TRUE(rig.show(frontend, surface, old));
+  rig.release_buffer(old);
+  ASSERT_EQ(rig.state(old), State::kOrphan);
+  const BufferId next = rig.create_buffer(kBytes);
+  ASSERT_EQ(rig.count(rig.ledger().revoked.buffers), 1U);
+  ASSERT_EQ(next.slot, old.slot);
+  ASSERT_NE(next.generation, old.generation);
+  ASSERT_TRUE(rig.show(frontend, surface, next));
+  const uint32_t holders = rig.holders(next);
+  ASSERT_NE(holders, 0U);
+  const uint64_t stale = rig.count(rig.ledger().stale);
+  for (int i = 0; i < 3; ++i) frontend.say_unmapped(old);
+  ASSERT_TRUE(eventually([&] { return rig.count(rig.ledger().stale) == stale + 3; }));
+  EXPECT_EQ(rig.holders(next), holders);
+  EXPECT_EQ(rig.state(next), State::kLive);
+  rig.release_buffer(next);
+  rig.on_gui([] {});
+  EXPECT_EQ(rig.state(next), State::kOrphan) << "the frontend maps it";
+  EXPECT_EQ(rig.count(rig.ledger().freed.buffers), 0U);
+  EXPECT_EQ(rig.freed(), std::vector<BufferId>{old});
+  frontend.say_unmapped(next);
+  ASSERT_TRUE(eventually([&] { return rig.count(rig.ledger().freed.buffers) == 1; }));
+}
+
 TEST(GuiFailureTest, a_large_buffer_is_given_back_whole_freed_or_revoked) {
   constexpr uint64_t kLarge = uint64_t{80} << 20;  // three steps
   for (const bool revoked : {false, true}) {
