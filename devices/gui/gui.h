@@ -79,7 +79,7 @@ class SurfaceListener {
                          uint32_t height) = 0;
   virtual void close(SurfaceId surface) = 0;
   // Every frontend has read the frame that present() gave this number, or is too slow to be waited
-  // for (Gui::kReadPatience), or there is none. Numbers may be skipped, never go back.
+  // for (GuiOptions::read_patience), or there is none. Numbers may be skipped, never go back.
   virtual void done_reading(SurfaceId surface, uint64_t frame) = 0;
   // The buffer that was given back by release_buffer() is free now: no frontend maps it, or it was
   // revoked.
@@ -94,13 +94,13 @@ struct GuiOptions {
   unsigned frontends_max = 8;     // up to ShareLedger::kHoldersMax
   // How long a frontend may leave its socket full, or take for its Hello.
   std::chrono::milliseconds drain_patience{5000};
+  // How long a frontend's DoneReading is waited for.
+  std::chrono::milliseconds read_patience{100};
   LedgerLimits ledger{};
 };
 
 class Gui {
  public:
-  static constexpr std::chrono::milliseconds kReadPatience{100};
-
   // Makes the thread. Nothing listens yet.
   explicit Gui(const GuiOptions& options);
   ~Gui();  // says Bye to the frontends; every surface and listener must be gone

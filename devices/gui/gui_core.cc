@@ -333,18 +333,18 @@ void GuiCore::settle_surface(uint32_t slot) {
 void GuiCore::watch_patience() {
   if (x_patience_watched) return;
   x_patience_watched = true;
-  x_patience_timer->start(Gui::kReadPatience);
+  x_patience_timer->start(x_options.read_patience);
 }
 
 void GuiCore::check_patience() {
   const auto now = ChannelClient::Clock::now();
   std::optional<ChannelClient::Clock::time_point> next;
   for_clients([&](ChannelClient& client) {
-    const auto lags = client.lose_patience(now - Gui::kReadPatience);
+    const auto lags = client.lose_patience(now - x_options.read_patience);
     if (lags && (!next || *lags < *next)) next = lags;
   });
   x_patience_watched = next.has_value();
-  if (next) x_patience_timer->start(*next + Gui::kReadPatience - now);
+  if (next) x_patience_timer->start(*next + x_options.read_patience - now);
 }
 
 }  // namespace lethe
