@@ -1,7 +1,6 @@
 #include "frontend/check.h"
 
 #include <fmt/format.h>
-#include <linux/virtio_gpu.h>
 
 #include <array>
 #include <cstring>
@@ -212,22 +211,6 @@ std::string shown_text(const char* text, size_t bytes) {
     }
   }
   return shown;
-}
-
-bool known_format(uint32_t format) {
-  switch (format) {
-    case VIRTIO_GPU_FORMAT_B8G8R8A8_UNORM:
-    case VIRTIO_GPU_FORMAT_B8G8R8X8_UNORM:
-    case VIRTIO_GPU_FORMAT_A8R8G8B8_UNORM:
-    case VIRTIO_GPU_FORMAT_X8R8G8B8_UNORM:
-    case VIRTIO_GPU_FORMAT_R8G8B8A8_UNORM:
-    case VIRTIO_GPU_FORMAT_X8B8G8R8_UNORM:
-    case VIRTIO_GPU_FORMAT_A8B8G8R8_UNORM:
-    case VIRTIO_GPU_FORMAT_R8G8B8X8_UNORM:
-      return true;
-    default:
-      return false;
-  }
 }
 
 }  // namespace lethe::gui

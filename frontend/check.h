@@ -29,7 +29,5 @@ using FromVm = std::variant<Welcome, Surface, SurfaceGone, Buffer, BufferGone, F
 
 // Bytes of one pixel, of every format.
 inline constexpr uint32_t kPixelBytes = 4;
-// Whether it is one of virtio-gpu's eight formats (virtio 1.2, 5.7.6.8).
-[[nodiscard]] bool known_format(uint32_t format);
 
 }  // namespace lethe::gui

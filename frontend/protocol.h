@@ -14,6 +14,8 @@
 // Both sides check each field (`valid()`), with one copy, before they use any.
 #pragma once
 
+#include <linux/virtio_gpu.h>
+
 #include <cstddef>
 #include <cstdint>
 
@@ -138,6 +140,23 @@ struct Frame {
   uint32_t damage_height;
   uint32_t reserved;
 };
+
+// What Frame::format may be: virtio-gpu's eight (virtio 1.2, 5.7.6.8), all of 32 bits.
+[[nodiscard]] constexpr bool known_format(uint32_t format) {
+  switch (format) {
+    case VIRTIO_GPU_FORMAT_B8G8R8A8_UNORM:
+    case VIRTIO_GPU_FORMAT_B8G8R8X8_UNORM:
+    case VIRTIO_GPU_FORMAT_A8R8G8B8_UNORM:
+    case VIRTIO_GPU_FORMAT_X8R8G8B8_UNORM:
+    case VIRTIO_GPU_FORMAT_R8G8B8A8_UNORM:
+    case VIRTIO_GPU_FORMAT_X8B8G8R8_UNORM:
+    case VIRTIO_GPU_FORMAT_A8B8G8R8_UNORM:
+    case VIRTIO_GPU_FORMAT_R8G8B8X8_UNORM:
+      return true;
+    default:
+      return false;
+  }
+}
 
 struct Cursor {
   MessageHeader header;

@@ -14,22 +14,6 @@ namespace lethe {
 
 inline constexpr uint64_t kPixelBytes = 4;
 
-[[nodiscard]] constexpr bool valid_format(uint32_t format) {
-  switch (format) {
-    case VIRTIO_GPU_FORMAT_B8G8R8A8_UNORM:
-    case VIRTIO_GPU_FORMAT_B8G8R8X8_UNORM:
-    case VIRTIO_GPU_FORMAT_A8R8G8B8_UNORM:
-    case VIRTIO_GPU_FORMAT_X8R8G8B8_UNORM:
-    case VIRTIO_GPU_FORMAT_R8G8B8A8_UNORM:
-    case VIRTIO_GPU_FORMAT_X8B8G8R8_UNORM:
-    case VIRTIO_GPU_FORMAT_A8B8G8R8_UNORM:
-    case VIRTIO_GPU_FORMAT_R8G8B8X8_UNORM:
-      return true;
-    default:
-      return false;
-  }
-}
-
 [[nodiscard]] constexpr bool valid_size(uint32_t width, uint32_t height) {
   return width > 0 && width <= gui::kSidePixelsMax && height > 0 && height <= gui::kSidePixelsMax;
 }

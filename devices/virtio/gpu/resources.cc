@@ -39,7 +39,7 @@ bool Resources::make_buffer(Resource& resource) {
 uint32_t Resources::create_2d(const virtio_gpu_resource_create_2d& request) {
   if (request.resource_id == 0 || find(request.resource_id) != nullptr)
     return VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID;
-  if (!valid_format(request.format) || !valid_size(request.width, request.height))
+  if (!gui::known_format(request.format) || !valid_size(request.width, request.height))
     return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
   if (x_resources.size() >= kResourcesMax) return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
   Resource* const resource = add(request.resource_id);

@@ -111,7 +111,7 @@ uint32_t Screens::set_scanout_blob(const virtio_gpu_set_scanout_blob& request) {
                              .width = request.width,
                              .height = request.height};
   const uint64_t line_bytes = uint64_t{whole.width} * kPixelBytes;
-  if (!valid_format(whole.format) || !valid_size(whole.width, whole.height) ||
+  if (!gui::known_format(whole.format) || !valid_size(whole.width, whole.height) ||
       whole.stride % kPixelBytes != 0 || request.offsets[0] % kPixelBytes != 0 ||
       whole.stride < line_bytes ||
       !lines_fit(resource->bytes, request.offsets[0], whole.stride, line_bytes, whole.height))

@@ -166,7 +166,7 @@ uint32_t WindowContext::attach(const window::WindowAttach& command) {
   }
   Resource* const resource = usable(command.resource_id);
   const uint64_t line_bytes = uint64_t{command.width} * kPixelBytes;
-  if (resource == nullptr || !valid_format(command.format) ||
+  if (resource == nullptr || !gui::known_format(command.format) ||
       !valid_size(command.width, command.height) || command.stride < line_bytes ||
       command.stride % kPixelBytes != 0 || command.offset % kPixelBytes != 0 ||
       !lines_fit(resource->bytes, command.offset, command.stride, line_bytes, command.height))
