@@ -24,10 +24,11 @@ draw_picture() { # draw_picture TITLE
   } >/dev/tty1
 }
 
-# The line that the host's user types at the console, which echoes it.
+# The line that the host's user types at the console, which echoes it. Descriptor 3 is the console:
+# what is typed while nobody has it open is dropped.
 read_typed() {
   printf 'type: ' >/dev/tty1
-  read -r typed </dev/tty1
+  read -r typed <&3
   echo "lethe-test: screen: typed $typed"
   printf 'got: %s\n' "$typed" >/dev/tty1
 }
@@ -46,6 +47,7 @@ rebind_gpu() {
 
 # The kernel's own lines are on the screen, too (console=tty0), until dmesg -n 1.
 test_screen() {
+  exec 3</dev/tty1
   wait_until 10 [ -e /dev/dri/card0 ] || fail "no screen"
   echo "lethe-test: screen: up"
   sleep 2 # for who reads the kernel's lines
@@ -55,6 +57,7 @@ test_screen() {
   rebind_gpu
   draw_picture "lethe screen again"
   read_typed
+  sleep 2 # for who waits for the answer
   check_kernel_log
 }
 
