@@ -198,6 +198,46 @@ TEST_P(AgentTest, pointer_and_wheel_reach_the_window_they_are_meant_for) {
   EXPECT_TRUE(until([&] { return agent->counters().input_refused == 2; }));
 }
 
+TEST_P(AgentTest, focus_goes_where_the_host_says_and_away) {
+  Client client(server->name());
+  const auto atom = [&](const std::string& name) {
+    XReply<xcb_intern_atom_reply_t> reply(xcb_intern_atom_reply(
+        client.x, xcb_intern_atom(client.x, 0, static_cast<uint16_t>(name.size()), name.c_str()),
+        nullptr));
+    return reply->atom;
+  };
+  const auto focused_is = [&](xcb_window_t window) {
+    XReply<xcb_get_input_focus_reply_t> reply(
+        xcb_get_input_focus_reply(client.x, xcb_get_input_focus(client.x), nullptr));
+    return reply->focus == window;
+  };
+  const auto one = client.window(0, 0, 100, 100, kRed);
+  client.map(one, "one");
+  ASSERT_NE(shown("one"), nullptr);
+  const auto two = client.window(200, 0, 100, 100, kBlue);
+  const xcb_atom_t protocols = atom("WM_PROTOCOLS");
+  const xcb_atom_t take_focus = atom("WM_TAKE_FOCUS");
+  xcb_change_property(client.x, XCB_PROP_MODE_REPLACE, two, protocols, XCB_ATOM_ATOM, 32, 1,
+                      &take_focus);
+  client.map(two, "two");
+  ASSERT_NE(shown("two"), nullptr);
+  const uint32_t first = host.by_title("one")->state.window;
+  const uint32_t second = host.by_title("two")->state.window;
+  host.push(window::kEventFocus, first, 1);
+  EXPECT_TRUE(until([&] { return focused_is(one); }));
+  host.push(window::kEventFocus, second, 1);
+  EXPECT_TRUE(until([&] { return focused_is(two); }));
+  EXPECT_TRUE(until([&] {
+    // SAFETY: the event's type says that it is this struct.
+    const auto event = client.event(XCB_CLIENT_MESSAGE);
+    return event != nullptr &&
+           reinterpret_cast<xcb_client_message_event_t*>(event.get())->data.data32[0] == take_focus;
+  }));
+  host.push(window::kEventFocus, first, 0);  // the end of an older focus changes nothing
+  host.push(window::kEventFocus, second, 0);
+  EXPECT_TRUE(until([&] { return focused_is(XCB_NONE); }));
+}
+
 TEST_P(AgentTest, configure_moves_and_resizes_within_the_screen) {
   Client client(server->name());
   const auto id = client.window(0, 0, 100, 100, kRed);
