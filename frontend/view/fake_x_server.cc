@@ -160,4 +160,13 @@ void XServer::ask_to_close(const Window& window) const {
   XFlush(display);
 }
 
+bool XServer::keyboard_grabbed() const {
+  auto* const display = static_cast<Display*>(x_display);
+  const int answer = XGrabKeyboard(display, DefaultRootWindow(display), False, GrabModeAsync,
+                                   GrabModeAsync, CurrentTime);
+  if (answer == GrabSuccess) XUngrabKeyboard(display, CurrentTime);
+  XSync(display, False);
+  return answer == AlreadyGrabbed;
+}
+
 }  // namespace lethe::gui

@@ -48,6 +48,8 @@ class XServer {
   void resize(const Window& window, uint32_t width, uint32_t height) const;
   void ask_to_close(const Window& window) const;
   void focus(const Window& window) const;
+  // Whether some client gets all keys.
+  [[nodiscard]] bool keyboard_grabbed() const;
 
   static constexpr std::chrono::milliseconds kPatience{10'000};
 

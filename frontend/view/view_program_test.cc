@@ -1,154 +1,12 @@
 // lethe-view as a program on an X server of its own, against a fake VM.
-#include <X11/keysym.h>
-#include <fcntl.h>
-#include <gtest/gtest.h>
 #include <linux/input-event-codes.h>
 #include <linux/virtio_gpu.h>
-#include <signal.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
-#include <memory>
-#include <sstream>
-
-#include "base/test_util.h"
-#include "frontend/fake_vm.h"
-#include "frontend/view/fake_x_server.h"
+#include "frontend/view/view_fixture.h"
 
 namespace lethe::gui {
 namespace {
-
-Picture pattern(uint32_t width, uint32_t height, uint32_t seed = 1) {
-  Picture picture(width, height);
-  for (uint32_t i = 0; i < picture.pixels.size(); ++i)
-    picture.pixels[i] = (i * 0x010307 * seed + seed) & 0xFFFFFF;
-  return picture;
-}
-
-class ViewProgram : public testing::Test {
- protected:
-  static void SetUpTestSuite() { x_ = std::make_unique<XServer>(); }
-  static void TearDownTestSuite() { x_.reset(); }
-
-  void SetUp() override {
-    ASSERT_TRUE(x_->running()) << "Xvfb does not start";
-    char name[] = "/tmp/lethe-view-test-XXXXXX";
-    folder_ = ::mkdtemp(name);
-    std::filesystem::create_directories(folder_ + "/lethe/work");
-    vm_.emplace(folder_ + "/lethe/work/gui.sock");
-    // The pointer stays out of the windows, and no key down, whatever the last test did.
-    x_->move_pointer(1000, 750);
-  }
-  void TearDown() override {
-    if (pid_ > 0) {
-      ::kill(pid_, SIGKILL);
-      ::waitpid(pid_, nullptr, 0);
-    }
-    std::filesystem::remove_all(folder_);
-  }
-
-  void start(std::vector<std::string> arguments, const std::string& display) {
-    pid_ = ::fork();
-    if (pid_ != 0) return;
-    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-    ::setenv("XDG_RUNTIME_DIR", folder_.c_str(), 1);
-    ::unsetenv("WAYLAND_DISPLAY");
-    // Not what an OpenGL driver does to pixels; the thread sanitizer does not understand those.
-    ::setenv("SDL_RENDER_DRIVER", "software", 1);
-    ::setenv("SDL_FRAMEBUFFER_ACCELERATION", "0", 1);
-    // Under AddressSanitizer: what SDL, X and D-Bus keep to their end is not ours to free.
-    // Memory may be short, there and under ThreadSanitizer, as it may without them.
-    ::setenv("ASAN_OPTIONS", "detect_leaks=0:allocator_may_return_null=1", 1);
-    const char* tsan = std::getenv("TSAN_OPTIONS");
-    const std::string tsan_options = tsan == nullptr ? "" : std::string(tsan) + ":";
-    ::setenv("TSAN_OPTIONS", (tsan_options + "allocator_may_return_null=1").c_str(), 1);
-    ::unsetenv("SDL_VIDEODRIVER");
-    if (!video_driver_.empty()) ::setenv("SDL_VIDEODRIVER", video_driver_.c_str(), 1);
-    if (display.empty())
-      ::unsetenv("DISPLAY");
-    else
-      ::setenv("DISPLAY", display.c_str(), 1);
-    const int log = ::open((folder_ + "/log").c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    ::dup2(log, 1);
-    ::dup2(log, 2);
-    std::vector<char*> argv{const_cast<char*>(LETHE_VIEW_PROGRAM)};
-    for (std::string& argument : arguments) argv.push_back(argument.data());
-    argv.push_back(nullptr);
-    ::execv(LETHE_VIEW_PROGRAM, argv.data());
-    std::_Exit(127);
-  }
-  // Its exit code, or -1 if it does not end in time.
-  int finish() {
-    int status = 0;
-    if (!eventually([&] { return ::waitpid(pid_, &status, WNOHANG) == pid_; })) return -1;
-    pid_ = -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  }
-  std::string log() const {
-    std::ifstream file(folder_ + "/log");
-    std::stringstream text;
-    text << file.rdbuf();
-    return text.str();
-  }
-  // lethe-view, welcomed, with one screen of kWidth x kHeight that shows picture_.
-  void start_and_greet(std::vector<std::string> arguments) {
-    start(std::move(arguments), x_->name());
-    ASSERT_TRUE(vm_->accept()) << log();
-    ASSERT_TRUE(vm_->receive<Hello>(Type::kHello)) << vm_->complaint();
-    ASSERT_TRUE(vm_->welcome("work"));
-    ASSERT_TRUE(vm_->surface(1, SurfaceKind::kScreen, kWidth, kHeight));
-    ASSERT_TRUE(vm_->buffer(0, 1, memory_));
-    show(1, picture_);
-  }
-  // It is to be seen, too.
-  void start_with_screen(std::vector<std::string> arguments = {"work"}) {
-    start_and_greet(std::move(arguments));
-    if (HasFatalFailure()) return;
-    const auto window = x_->wait_for_window("[work]");
-    ASSERT_TRUE(window) << log();
-    window_ = *window;
-    ASSERT_TRUE(x_->wait_for_picture(window_, picture_)) << log();
-  }
-  void show(uint64_t surface, const Picture& picture) {
-    std::memcpy(memory_.pixels(), picture.pixels.data(), picture.pixels.size() * sizeof(Pixel));
-    ASSERT_TRUE(vm_->send(FakeVm::frame(surface, ++frame_, 0, 1, picture.width, picture.height),
-                          Type::kFrame));
-    ASSERT_TRUE(vm_->receive_until<DoneReading>(Type::kDoneReading)) << log();
-  }
-  void take_focus() {
-    x_->focus(window_);
-    ASSERT_TRUE(eventually([&] {
-      x_->focus(window_);
-      const auto focus = vm_->receive_until<Focus>(Type::kFocus, std::chrono::milliseconds(200));
-      return focused_ = focused_ || (focus && focus->focused == 1);
-    })) << log();
-  }
-  void expect_key(uint32_t code, bool down) {
-    const auto key = vm_->receive_until<Key>(Type::kKey);
-    ASSERT_TRUE(key) << vm_->complaint();
-    EXPECT_EQ(key->code, code);
-    EXPECT_EQ(key->down, down ? 1U : 0U);
-    EXPECT_EQ(key->surface, 1U);
-  }
-
-  static constexpr uint32_t kWidth = 320, kHeight = 200;
-  static std::unique_ptr<XServer> x_;
-  std::string folder_;
-  std::string video_driver_;  // SDL's; empty: its own choice
-  std::optional<FakeVm> vm_;
-  FakeBuffer memory_{1 << 20};
-  Picture picture_ = pattern(kWidth, kHeight);
-  XServer::Window window_;
-  uint64_t frame_ = 0;
-  bool focused_ = false;
-  pid_t pid_ = -1;
-};
-std::unique_ptr<XServer> ViewProgram::x_;
 
 TEST_F(ViewProgram, shows_the_screen_byte_by_byte_and_follows_damage) {
   start_with_screen();
@@ -203,12 +61,6 @@ TEST_F(ViewProgram, sends_keys_by_their_place_and_releases_them_with_the_focus) 
 TEST_F(ViewProgram, keeps_its_own_key_combinations_from_the_guest) {
   start_with_screen();
   take_focus();
-  const auto press_with_ctrl_alt = [&](unsigned key) {
-    for (const unsigned each : {unsigned{XK_Control_L}, unsigned{XK_Alt_L}, key})
-      x_->key(each, true);
-    for (const unsigned each : {key, unsigned{XK_Alt_L}, unsigned{XK_Control_L}})
-      x_->key(each, false);
-  };
   press_with_ctrl_alt(XK_g);
   // Released as soon as it was clear whose they are; in the order of their codes.
   expect_key(KEY_LEFTCTRL, true);
@@ -216,7 +68,9 @@ TEST_F(ViewProgram, keeps_its_own_key_combinations_from_the_guest) {
   expect_key(KEY_LEFTCTRL, false);
   expect_key(KEY_LEFTALT, false);
   EXPECT_TRUE(x_->wait_for_window("keyboard grabbed, Ctrl+Alt+G frees it")) << log();
+  EXPECT_TRUE(eventually([&] { return x_->keyboard_grabbed(); })) << log();
   press_with_ctrl_alt(XK_g);
+  EXPECT_TRUE(eventually([&] { return !x_->keyboard_grabbed(); })) << log();
   EXPECT_TRUE(eventually([&] {
     for (const auto& each : x_->windows())
       if (each.title == "[work]") return true;
@@ -260,6 +114,30 @@ TEST_F(ViewProgram, tells_the_guest_of_a_new_size_and_follows_the_guests) {
     return window_.width == 240 && window_.height == 160;
   }));
   EXPECT_TRUE(x_->wait_for_picture(window_, pattern(240, 160, 3))) << log();
+}
+
+TEST_F(ViewProgram, scales_by_whole_numbers_or_to_fit_by_option_and_key) {
+  start_with_screen({"work", "--scale", "integer"});
+  take_focus();
+  x_->resize(window_, 660, 420);
+  ASSERT_TRUE(vm_->receive_until<Configure>(Type::kConfigure)) << vm_->complaint();
+  ASSERT_TRUE(eventually([&] {
+    window_ = *x_->wait_for_window("[work]");
+    return window_.width == 660 && window_.height == 420;
+  }));
+  // This guest keeps its size: twice that is in the middle, black around it.
+  Picture twice(660, 420);
+  for (uint32_t y = 0; y < 2 * kHeight; ++y)
+    for (uint32_t x = 0; x < 2 * kWidth; ++x)
+      twice.line(10 + y)[10 + x] = picture_.at(x / 2, y / 2);
+  EXPECT_TRUE(x_->wait_for_picture(window_, twice)) << log();
+  press_with_ctrl_alt(XK_s);  // to fit: 660 pixels wide
+  EXPECT_TRUE(eventually([&] {
+    const auto now = x_->screenshot(window_);
+    return now && now->at(5, 210) != 0;
+  })) << log();
+  press_with_ctrl_alt(XK_s);
+  EXPECT_TRUE(x_->wait_for_picture(window_, twice)) << log();
 }
 
 TEST_F(ViewProgram, shows_guest_windows_with_title_place_popup_and_close) {
