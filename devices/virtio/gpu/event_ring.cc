@@ -22,11 +22,10 @@ window::Event event(window::EventType type, uint32_t window, uint32_t a, uint32_
 }  // namespace
 
 bool EventRing::start(uint8_t* data, uint64_t bytes) {
-  if (bytes < sizeof(window::EventRingHeader)) return false;
-  const uint64_t capacity = (bytes - sizeof(window::EventRingHeader)) / sizeof(window::Event);
+  const uint32_t capacity = window::ring_capacity(bytes);
   if (capacity < kEventsMin) return false;
   x_data = data;
-  x_capacity = static_cast<uint32_t>(capacity);  // a buffer has 2^30 bytes at most
+  x_capacity = capacity;
   x_head = x_tail = x_lost = 0;
   const window::EventRingHeader header{};
   std::memcpy(x_data, &header, sizeof header);

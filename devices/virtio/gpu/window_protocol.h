@@ -54,8 +54,8 @@ struct CommandHeader {
   uint32_t bytes;  // with this header; a multiple of 4
 };
 
-// The event ring is the blob `resource_id` (HOST3D), whole: EventRingHeader, then as many Events as
-// fit, at least 16. Set it once, before any window; resource 0 ends it.
+// The event ring is the blob `resource_id` (HOST3D): EventRingHeader, then ring_capacity() Events,
+// at least 16. Set it once, before any window; resource 0 ends it.
 struct SetEventRing {
   CommandHeader header;
   uint32_t resource_id;
@@ -151,6 +151,16 @@ struct Event {
 };
 
 static_assert(sizeof(EventRingHeader) == 64 && sizeof(Event) == 32);
+
+// Events that a ring of so many bytes (2^30 at most) has room for: a power of two, so that entries
+// follow one another where their number wraps. 0: too small.
+constexpr uint32_t ring_capacity(uint64_t bytes) {
+  if (bytes < sizeof(EventRingHeader) + sizeof(Event)) return 0;
+  uint64_t fit = (bytes - sizeof(EventRingHeader)) / sizeof(Event);
+  while ((fit & (fit - 1)) != 0) fit &= fit - 1;
+  return static_cast<uint32_t>(fit);
+}
+static_assert(ring_capacity(95) == 0 && ring_capacity(96) == 1 && ring_capacity(4096) == 64);
 
 }  // namespace lethe::window
 

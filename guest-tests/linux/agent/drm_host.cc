@@ -207,8 +207,7 @@ Result<> DrmHost::take_events(const EventHandler& handler) {
   // our reads before the host's next writes.
   const uint8_t* data = x_ring->data();
   const auto* header = reinterpret_cast<const window::EventRingHeader*>(data);
-  constexpr uint32_t kCapacity =
-      (kEventRingBytes - sizeof(window::EventRingHeader)) / sizeof(window::Event);
+  constexpr uint32_t kCapacity = window::ring_capacity(kEventRingBytes);
   const uint32_t head = __atomic_load_n(&header->head, __ATOMIC_ACQUIRE);
   while (x_tail != head) {
     window::Event event;
