@@ -81,11 +81,7 @@ void Screens::configure(SurfaceId surface, int32_t /*x*/, int32_t /*y*/, uint32_
 
 uint32_t Screens::set_scanout(const virtio_gpu_set_scanout& request) {
   if (request.scanout_id >= x_screens.size()) return VIRTIO_GPU_RESP_ERR_INVALID_SCANOUT_ID;
-  if (request.resource_id == 0) {
-    hide(x_screens[request.scanout_id]);
-    update_states();
-    return VIRTIO_GPU_RESP_OK_NODATA;
-  }
+  if (request.resource_id == 0) return show_nothing(request.scanout_id);
   Resource* const resource = x_resources.find(request.resource_id);
   if (resource == nullptr || resource->blob()) return VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID;
   const SurfaceContent whole{.buffer = resource->buffer,
@@ -98,11 +94,7 @@ uint32_t Screens::set_scanout(const virtio_gpu_set_scanout& request) {
 
 uint32_t Screens::set_scanout_blob(const virtio_gpu_set_scanout_blob& request) {
   if (request.scanout_id >= x_screens.size()) return VIRTIO_GPU_RESP_ERR_INVALID_SCANOUT_ID;
-  if (request.resource_id == 0) {
-    hide(x_screens[request.scanout_id]);
-    update_states();
-    return VIRTIO_GPU_RESP_OK_NODATA;
-  }
+  if (request.resource_id == 0) return show_nothing(request.scanout_id);
   Resource* const resource = x_resources.find(request.resource_id);
   if (resource == nullptr || !resource->blob()) return VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID;
   const SurfaceContent whole{.buffer = {},
@@ -117,6 +109,12 @@ uint32_t Screens::set_scanout_blob(const virtio_gpu_set_scanout_blob& request) {
       !lines_fit(resource->bytes, request.offsets[0], whole.stride, line_bytes, whole.height))
     return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
   return show(request.scanout_id, *resource, request.offsets[0], whole, request.r);
+}
+
+uint32_t Screens::show_nothing(size_t index) {
+  hide(x_screens[index]);
+  update_states();
+  return VIRTIO_GPU_RESP_OK_NODATA;
 }
 
 // `base` is the whole framebuffer, which starts at `framebuffer` in the resource.

@@ -72,6 +72,7 @@ class Screens final : private QuietListener {
 
   [[nodiscard]] SurfaceState state(size_t index) const;
   void update_states();
+  uint32_t show_nothing(size_t index);
   uint32_t show(size_t index, Resource& resource, uint64_t framebuffer, const SurfaceContent& base,
                 const virtio_gpu_rect& source);
   void hide(Screen& screen);

@@ -63,29 +63,20 @@ uint32_t Windows::commit() {
   return type;
 }
 
+void Windows::place(uint32_t command, const window::WindowCreate& state) {
+  auto c = state;
+  c.header = {command, sizeof(c)};
+  raw(&c, sizeof(c));
+}
+
 void Windows::create(uint32_t id, int32_t x, int32_t y, uint32_t width, uint32_t height,
                      uint32_t flags, uint32_t parent) {
-  auto c = command_of<window::WindowCreate>(window::kWindowCreate);
-  c.window = id;
-  c.parent = parent;
-  c.flags = flags;
-  c.x = x;
-  c.y = y;
-  c.width = width;
-  c.height = height;
-  raw(&c, sizeof(c));
+  place(window::kWindowCreate, {{}, id, parent, flags, x, y, width, height, 0});
 }
 
 void Windows::geometry(uint32_t id, int32_t x, int32_t y, uint32_t width, uint32_t height,
                        uint32_t flags) {
-  auto c = command_of<window::WindowCreate>(window::kWindowGeometry);
-  c.window = id;
-  c.flags = flags;
-  c.x = x;
-  c.y = y;
-  c.width = width;
-  c.height = height;
-  raw(&c, sizeof(c));
+  place(window::kWindowGeometry, {{}, id, 0, flags, x, y, width, height, 0});
 }
 
 void Windows::title(uint32_t id, const char* text) {
@@ -129,7 +120,7 @@ void Windows::destroy(uint32_t id) {
 }
 
 uint32_t Windows::capacity() const {
-  return (ring_.bytes - sizeof(window::EventRingHeader)) / sizeof(window::Event);
+  return window::ring_capacity(ring_.bytes);
 }
 
 bool Windows::next(window::Event& event) {

@@ -59,6 +59,7 @@ class Windows {
   static constexpr uint32_t kContext = 1;
 
  private:
+  void place(uint32_t command, const window::WindowCreate& state);
   uint32_t capacity() const;
 
   GpuDriver* gpu_ = nullptr;
