@@ -22,26 +22,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
-#include <new>
 #include <numeric>
 #include <random>
 #include <vector>
 
+#include "bench/allocations.h"
 #include "bench/report.h"
 #include "devices/gui/ledger.h"
 #include "devices/gui/shared_buffer.h"
-
-namespace {
-uint64_t allocations = 0;  // one thread
-}  // namespace
-
-void* operator new(size_t size) {
-  ++allocations;
-  if (void* const p = std::malloc(size)) return p;
-  throw std::bad_alloc();
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
 
 namespace lethe {
 namespace {
@@ -108,7 +96,7 @@ class Run {
     x_owner.make_real();
     x_owner.released_bytes = 0;
     uint64_t bytes = 0;
-    const uint64_t before = allocations;
+    const uint64_t before = allocations();
     const size_t in_use = ::mallinfo2().uordblks;
     const auto begin = Clock::now();
     for (BufferId& id : x_ids) {
@@ -130,7 +118,7 @@ class Run {
     Figures figures;
     figures.drain_ms = ms_since(acknowledged);
     figures.transitions_per_s = 4.0 * kBuffers / ms_since(begin) * 1e3;
-    x_allocations += allocations - before;
+    x_allocations += allocations() - before;
     if (::mallinfo2().uordblks > in_use) ++x_allocations;  // by malloc() itself
     if (x_owner.released_bytes != bytes || x_ledger.counters().orphan.buffers != 0)
       give_up("memory is missing");

@@ -10,33 +10,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <new>
 #include <vector>
 
+#include "bench/allocations.h"
 #include "bench/report.h"
 #include "devices/virtio/fake_driver.h"
 #include "devices/virtio/queue.h"
 #include "memory/guest_memory.h"
-
-namespace {
-uint64_t allocations = 0;  // one thread
-}  // namespace
-
-void* operator new(size_t size) {
-  ++allocations;
-  if (void* const p = std::malloc(size)) return p;
-  throw std::bad_alloc();
-}
-void* operator new(size_t size, std::align_val_t alignment) {
-  ++allocations;
-  const auto align = static_cast<size_t>(alignment);
-  if (void* const p = std::aligned_alloc(align, (size + align - 1) / align * align)) return p;
-  throw std::bad_alloc();
-}
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
 
 namespace lethe {
 namespace {
@@ -109,7 +89,7 @@ Figures measure(FakeDriver::Table table) {
   round_trip.reserve(kBatches);
   uint64_t before = 0;
   for (int batch = -kWarmUp; batch < kBatches; ++batch) {
-    if (batch == 0) before = allocations;
+    if (batch == 0) before = allocations();
     const auto begin = Clock::now();
     for (int i = 0; i < kBatch; ++i)
       if (!setup.driver->add(setup.buffers, table)) give_up("the ring is full");
@@ -130,7 +110,7 @@ Figures measure(FakeDriver::Table table) {
     device.push_back(Ns(device_end - device_begin).count() / kBatch);
     round_trip.push_back(Ns(end - begin).count() / kBatch);
   }
-  const uint64_t made = allocations - before;  // before the medians, which make some of their own
+  const uint64_t made = allocations() - before;  // before the medians, which make some of their own
   return {.device_ns = median(device), .round_trip_ns = median(round_trip), .allocations = made};
 }
 
