@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/assert.h"
+#include "base/fuzz_input.h"
 #include "devices/virtio/queue.h"
 #include "memory/guest_memory.h"
 
@@ -43,35 +44,12 @@ struct Guest {
   uint8_t* base = nullptr;
 };
 
-class Input {
- public:
-  Input(const uint8_t* data, size_t size) : x_data(data), x_left(size) {}
-  bool take(void* to, size_t size) {
-    if (size > x_left) return false;
-    std::memcpy(to, x_data, size);
-    x_data += size;
-    x_left -= size;
-    return true;
-  }
-  uint8_t byte() {
-    uint8_t value = 0;
-    (void)take(&value, 1);
-    return value;
-  }
-  [[nodiscard]] size_t left() const { return x_left; }
-  [[nodiscard]] const uint8_t* data() const { return x_data; }
-
- private:
-  const uint8_t* x_data;
-  size_t x_left;
-};
-
 class Run {
  public:
-  Run(Guest& guest, Input& input) : x_guest(guest), x_input(input) {}
+  Run(Guest& guest, FuzzInput& input) : x_guest(guest), x_input(input) {}
 
   void run() {
-    const uint8_t shape = x_input.byte();
+    const uint8_t shape = x_input.take<uint8_t>();
     const auto size = static_cast<uint16_t>(1U << (shape & 7));
     const uint64_t features = (shape & 8 ? uint64_t{1} << VIRTIO_RING_F_INDIRECT_DESC : 0) |
                               (shape & 16 ? uint64_t{1} << VIRTIO_RING_F_EVENT_IDX : 0);
@@ -107,13 +85,13 @@ class Run {
   }
 
   void one_step() {
-    switch (x_input.byte() % 8) {
+    switch (x_input.take<uint8_t>() % 8) {
       case 0:
       case 1:
         pop();
         break;
       case 2:
-        finish(x_input.byte());
+        finish(x_input.take<uint8_t>());
         break;
       case 3:
         x_queue->interrupt_if_needed();
@@ -125,7 +103,7 @@ class Run {
         x_queue->disable_kicks();
         break;
       case 6: {  // the driver moves on
-        const uint16_t index = x_input.byte();
+        const uint16_t index = x_input.take<uint8_t>();
         std::memcpy(x_guest.base + x_avail_at + 2, &index, sizeof index);
         break;
       }
@@ -178,7 +156,7 @@ class Run {
   }
 
   Guest& x_guest;
-  Input& x_input;
+  FuzzInput& x_input;
   NoInterrupt x_interrupt;
   QueueCounters x_counters;
   uint64_t x_avail_at = 0;
@@ -193,7 +171,7 @@ class Run {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static lethe::Guest guest;
-  lethe::Input input(data, size);
+  lethe::FuzzInput input(data, size);
   lethe::Run(guest, input).run();
   return 0;
 }

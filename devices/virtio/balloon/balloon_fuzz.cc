@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/assert.h"
+#include "base/fuzz_input.h"
 #include "base/log.h"
 #include "devices/virtio/balloon/balloon.h"
 #include "memory/guest_memory.h"
@@ -26,25 +27,6 @@ constexpr size_t kStepsMax = 200;
 class NoInterrupt : public Interrupt {
  public:
   void signal() override {}
-};
-
-class Input {
- public:
-  Input(const uint8_t* data, size_t size) : x_data(data), x_left(size) {}
-  template <typename T>
-  T take() {
-    T value{};
-    const size_t size = std::min(sizeof value, x_left);
-    std::memcpy(&value, x_data, size);
-    x_data += size;
-    x_left -= size;
-    return value;
-  }
-  [[nodiscard]] bool empty() const { return x_left == 0; }
-
- private:
-  const uint8_t* x_data;
-  size_t x_left;
 };
 
 // One guest for the whole run: making one costs more than fuzzing it.
@@ -72,7 +54,7 @@ struct Guest : VirtioHost {
 
 class Run {
  public:
-  Run(Guest& guest, Input input) : x_guest(guest), x_input(input) {}
+  Run(Guest& guest, FuzzInput input) : x_guest(guest), x_input(input) {}
 
   void run() {
     start();
@@ -210,7 +192,7 @@ class Run {
   }
 
   Guest& x_guest;
-  Input x_input;
+  FuzzInput x_input;
   uint64_t x_features = 0;
   uint64_t x_ring = 0;
   std::array<uint16_t, BalloonDevice::kQueues> x_next{};
@@ -221,6 +203,6 @@ class Run {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static lethe::Guest guest;
-  lethe::Run(guest, lethe::Input(data, size)).run();
+  lethe::Run(guest, lethe::FuzzInput(data, size)).run();
   return 0;
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/assert.h"
+#include "base/fuzz_input.h"
 #include "base/log.h"
 #include "devices/virtio/gpu/fake_gpu_driver.h"
 #include "devices/virtio/gpu/resources.h"
@@ -21,31 +22,13 @@ namespace {
 constexpr uint64_t kMemory = 64 * kMiB;
 constexpr size_t kStepsMax = 100;
 
-class Input {
- public:
-  Input(const uint8_t* data, size_t size) : x_data(data), x_left(size) {}
-  template <typename T>
-  T take() {
-    T value{};
-    const size_t size = std::min(sizeof value, x_left);
-    std::memcpy(&value, x_data, size);
-    x_data += size;
-    x_left -= size;
-    return value;
-  }
-  // Small three times out of four.
-  uint32_t word() {
-    const auto kind = take<uint8_t>();
-    if (kind < 0x80) return kind % 8;
-    if (kind < 0xc0) return (kind % 64) * 64;
-    return take<uint32_t>();
-  }
-  [[nodiscard]] bool empty() const { return x_left == 0; }
-
- private:
-  const uint8_t* x_data;
-  size_t x_left;
-};
+// Small three times out of four.
+uint32_t word(FuzzInput& input) {
+  const auto kind = input.take<uint8_t>();
+  if (kind < 0x80) return kind % 8;
+  if (kind < 0xc0) return (kind % 64) * 64;
+  return input.take<uint32_t>();
+}
 
 // One guest for the whole run: making one costs more than fuzzing it.
 struct Guest {
@@ -77,7 +60,7 @@ constexpr std::array<uint32_t, 9> kCommandBytes = {8,
 
 class Run {
  public:
-  Run(Guest& guest, Input input)
+  Run(Guest& guest, FuzzInput input)
       : x_guest(guest), x_input(input), x_driver(*guest.memory, *guest.device) {}
 
   void run() {
@@ -95,13 +78,13 @@ class Run {
     const auto kind = x_input.take<uint8_t>();
     if (kind < 200) return control();
     if (kind < 230) {
-      (void)x_driver.cursor(0x300 + kind % 3, x_input.word(), x_input.word(), x_input.word(),
-                            x_input.word());
+      (void)x_driver.cursor(0x300 + kind % 3, word(x_input), word(x_input), word(x_input),
+                            word(x_input));
       return;
     }
     if (kind < 240) {
-      const uint32_t value = x_input.word();
-      x_guest.device->write_config(x_input.word() % sizeof(virtio_gpu_config) & ~3U,
+      const uint32_t value = word(x_input);
+      x_guest.device->write_config(word(x_input) % sizeof(virtio_gpu_config) & ~3U,
                                    {reinterpret_cast<const uint8_t*>(&value), sizeof value});
       return;
     }
@@ -116,8 +99,8 @@ class Run {
     std::array<uint32_t, 26> request{};
     const uint32_t type = kTypes[x_input.take<uint8_t>() % kTypes.size()];
     request[0] = type;
-    request[4] = x_input.word();  // context
-    for (size_t i = 6; i < request.size() && !x_input.empty(); ++i) request[i] = x_input.word();
+    request[4] = word(x_input);  // context
+    for (size_t i = 6; i < request.size() && !x_input.empty(); ++i) request[i] = word(x_input);
     if (type == VIRTIO_GPU_CMD_RESOURCE_CREATE_2D) {
       const std::array<uint32_t, 4> formats{1, 2, 67, request[7]};
       request[7] = formats[request[7] % 4];
@@ -148,7 +131,7 @@ class Run {
     std::vector<uint8_t> bytes;
     const size_t count = x_input.take<uint8_t>() % 8;
     for (size_t i = 0; i < count; ++i) {
-      const virtio_gpu_mem_entry entry{uint64_t{x_input.word()} * 1024, x_input.word() * 64, 0};
+      const virtio_gpu_mem_entry entry{uint64_t{word(x_input)} * 1024, word(x_input) * 64, 0};
       bytes.insert(bytes.end(), reinterpret_cast<const uint8_t*>(&entry),
                    reinterpret_cast<const uint8_t*>(&entry) + sizeof entry);
     }
@@ -162,9 +145,9 @@ class Run {
       std::array<uint32_t, 68> words{};
       const auto kind = x_input.take<uint8_t>();
       words[0] = kind % 10;
-      words[1] = kind > 250 ? x_input.word() : kCommandBytes[words[0] % kCommandBytes.size()];
+      words[1] = kind > 250 ? word(x_input) : kCommandBytes[words[0] % kCommandBytes.size()];
       const size_t size = std::min<size_t>(sizeof words, words[1]);
-      for (size_t at = 2; at < size / 4; ++at) words[at] = at < 12 ? x_input.word() : 0;
+      for (size_t at = 2; at < size / 4; ++at) words[at] = at < 12 ? word(x_input) : 0;
       if (words[0] == window::kWindowAttach && kind < 128) words[7] = 2;  // a format
       bytes.insert(bytes.end(), reinterpret_cast<const uint8_t*>(words.data()),
                    reinterpret_cast<const uint8_t*>(words.data()) + size);
@@ -173,7 +156,7 @@ class Run {
   }
 
   Guest& x_guest;
-  Input x_input;
+  FuzzInput x_input;
   FakeGpuDriver x_driver;
 };
 
@@ -182,6 +165,6 @@ class Run {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static lethe::Guest guest;
-  lethe::Run(guest, lethe::Input(data, size)).run();
+  lethe::Run(guest, lethe::FuzzInput(data, size)).run();
   return 0;
 }
