@@ -36,6 +36,7 @@ class FakeOwner : public ShareLedger::Owner {
   std::vector<BufferId> revoked_releases;
   std::vector<BufferId> revocations;
   uint32_t revoked_holders = 0;
+  // What a slow host takes for it; a pass is bounded by time, too. Nothing is waited for.
   milliseconds release_takes{0};
   milliseconds revoke_takes{0};
   int steps = 1;  // of the next release

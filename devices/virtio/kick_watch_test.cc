@@ -14,11 +14,7 @@ namespace {
 
 // To be deaf for good, with a line in a log, would be worse: a driver can reset its device.
 void expect_reset_without_descriptors(VirtioDevice& device, const std::function<void()>& settle) {
-#if defined(__has_feature)
-#if __has_feature(undefined_behavior_sanitizer)
-  GTEST_SKIP() << "UBSan itself needs descriptors";
-#endif
-#endif
+  LETHE_SKIP_UNDER_UBSAN();
   constexpr GuestMemory::Range kRam{.start = GuestAddr{0}, .size = 64 * kMiB};
   const auto memory = GuestMemory::create({&kRam, 1}, {}).value();
   FakeTransport guest(*memory, device);

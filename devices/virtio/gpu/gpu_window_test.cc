@@ -1,5 +1,6 @@
 // Contexts of the window capset: windows, what frontends see of them, and the events that come
 // back.
+#include "base/test_util.h"
 #include "devices/virtio/gpu/gpu_test_util.h"
 
 namespace lethe {
@@ -12,8 +13,7 @@ class GpuWindow : public GpuTest {
   static constexpr uint32_t kContext = 3;
   static constexpr uint32_t kRing = 1;  // resource
   static constexpr uint64_t kRingBytes = 4096;
-  static constexpr uint32_t kCapacity =
-      (kRingBytes - sizeof(window::EventRingHeader)) / sizeof(window::Event);
+  static constexpr uint32_t kCapacity = window::ring_capacity(kRingBytes);
   static constexpr uint64_t kBufferBytes = 32 * 32 * 4;
   static constexpr std::chrono::milliseconds kNot{30};  // for what must not come
 
@@ -266,9 +266,7 @@ TEST_F(GpuWindow, motion_merges_in_a_full_ring_and_keys_are_counted_as_lost) {
   frontend.send(gui::Type::kMotion, gui::Motion{{}, id, 17, 18});
   // Half the ring took motion; one more motion waited and came before the first key.
   constexpr uint32_t kLost = 4 * kCapacity - (kCapacity - kCapacity / 2 - 1);
-  const auto deadline = deadline_in(FakeTransport::kPatience);
-  while (header().lost < kLost && std::chrono::steady_clock::now() < deadline)
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  EXPECT_TRUE(eventually([&] { return header().lost >= kLost; }));
   EXPECT_EQ(header().head, kCapacity);
   EXPECT_EQ(header().lost, kLost);
   std::vector<window::Event> events;
