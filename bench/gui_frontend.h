@@ -10,7 +10,7 @@
 #include <unordered_map>
 
 #include "bench/gui_bench.h"
-#include "frontend/protocol.h"
+#include "devices/gui/protocol.h"
 
 namespace lethe {
 

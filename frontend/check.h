@@ -8,7 +8,7 @@
 #include <variant>
 
 #include "base/result.h"
-#include "frontend/protocol.h"
+#include "devices/gui/protocol.h"
 
 namespace lethe::gui {
 

@@ -23,8 +23,8 @@
 
 #include "base/result.h"
 #include "base/unique_fd.h"
+#include "devices/gui/protocol.h"
 #include "frontend/check.h"
-#include "frontend/protocol.h"
 #include "frontend/shared_mapping.h"
 
 namespace lethe::gui {

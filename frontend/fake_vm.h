@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "base/unique_fd.h"
-#include "frontend/protocol.h"
+#include "devices/gui/protocol.h"
 
 namespace lethe::gui {
 

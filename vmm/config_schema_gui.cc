@@ -1,6 +1,6 @@
 // The keys of [gui].
 #include "devices/gui/ledger.h"
-#include "frontend/protocol.h"
+#include "devices/gui/protocol.h"
 #include "vmm/config_schema.h"
 
 namespace lethe {

@@ -1,5 +1,5 @@
 // The keys of [[check.screen]].
-#include "frontend/protocol.h"
+#include "devices/gui/protocol.h"
 #include "vmm/config_schema.h"
 
 namespace lethe {

@@ -25,7 +25,7 @@ struct RunDirRoots {
 };
 
 inline constexpr const char* kApiSocketName = "api.sock";  // the control API, vmm/api/
-inline constexpr const char* kGuiSocketName = "gui.sock";  // the GUI channel, frontend/protocol.h
+inline constexpr const char* kGuiSocketName = "gui.sock";  // the GUI channel, devices/gui/
 
 class RunDir {
  public:

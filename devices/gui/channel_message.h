@@ -1,5 +1,5 @@
-// The GUI channel's messages (frontend/protocol.h), the VM's side: what frontends send is checked
-// here, whole, before anything of it is used; what they are sent is put together here.
+// The GUI channel's messages (devices/gui/protocol.h), the VM's side: what frontends send is
+// checked here, whole, before anything of it is used; what they are sent is put together here.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 #include <variant>
 
 #include "devices/gui/gui.h"
-#include "frontend/protocol.h"
+#include "devices/gui/protocol.h"
 
 namespace lethe {
 
@@ -29,8 +29,8 @@ template <typename Message>
   return message;
 }
 
-// SAFETY: the protocol's messages have no padding that is not named (frontend/protocol.h), and are
-// read as bytes only.
+// SAFETY: the protocol's messages have no padding that is not named (devices/gui/protocol.h), and
+// are read as bytes only.
 template <typename Message>
 [[nodiscard]] std::span<const uint8_t> bytes_of(const Message& message) {
   return {reinterpret_cast<const uint8_t*>(&message), sizeof message};

@@ -15,7 +15,7 @@
 
 #include "base/unique_fd.h"
 #include "devices/gui/gui.h"
-#include "frontend/protocol.h"
+#include "devices/gui/protocol.h"
 
 namespace lethe {
 

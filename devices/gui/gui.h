@@ -2,7 +2,7 @@
 // ledger of shared buffers, and the frontends that look (gui.sock). It outlives the machine: over a
 // reboot the frontends stay.
 //
-//   virtio-gpu --surfaces, frames--> Gui --GUI channel (frontend/protocol.h)--> frontends
+//   virtio-gpu --surfaces, frames--> Gui --GUI channel (devices/gui/protocol.h)--> frontends
 //   virtio-gpu <--keys, sizes, done-- Gui <-------------------------------------- frontends
 //
 // Threading: one thread, "gui", runs the loop; virtio-gpu and virtio-input live on it too, so that
@@ -20,8 +20,8 @@
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "devices/gui/ledger.h"
+#include "devices/gui/protocol.h"
 #include "devices/gui/shared_buffer.h"
-#include "frontend/protocol.h"
 
 namespace lethe {
 

@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "base/assert.h"
-#include "frontend/protocol.h"
+#include "devices/gui/protocol.h"
 
 namespace lethe {
 namespace {

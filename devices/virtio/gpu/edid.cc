@@ -6,7 +6,7 @@
 #include <string_view>
 
 #include "base/assert.h"
-#include "frontend/protocol.h"
+#include "devices/gui/protocol.h"
 
 namespace lethe {
 namespace {

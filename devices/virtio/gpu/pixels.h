@@ -8,7 +8,7 @@
 #include <optional>
 
 #include "devices/gui/gui.h"
-#include "frontend/protocol.h"
+#include "devices/gui/protocol.h"
 
 namespace lethe {
 
