@@ -11,6 +11,7 @@
 #include <cstdio>
 
 #include "base/assert.h"
+#include "base/packet.h"
 
 namespace lethe::gui {
 
@@ -58,21 +59,9 @@ bool FakeVm::accept(std::chrono::milliseconds patience) {
 }
 
 bool FakeVm::send_raw(const void* bytes, size_t size, std::span<const int> fds) {
-  iovec part{const_cast<void*>(bytes), size};
-  std::vector<char> control(CMSG_SPACE(fds.size_bytes()));
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  if (!fds.empty()) {
-    message.msg_control = control.data();
-    message.msg_controllen = control.size();
-    cmsghdr* header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(fds.size_bytes());
-    std::memcpy(CMSG_DATA(header), fds.data(), fds.size_bytes());
-  }
-  return ::sendmsg(x_socket.get(), &message, MSG_NOSIGNAL) == static_cast<ssize_t>(size);
+  // SAFETY: the bytes of what the caller has.
+  const std::span packet(static_cast<const uint8_t*>(bytes), size);
+  return send_packet(x_socket.get(), packet, fds) == static_cast<ssize_t>(size);
 }
 
 std::vector<std::byte> FakeVm::receive_raw(std::chrono::milliseconds patience) {

@@ -6,6 +6,7 @@
 
 #include "base/assert.h"
 #include "base/log.h"
+#include "base/packet.h"
 
 namespace lethe {
 namespace {
@@ -188,21 +189,8 @@ bool ChannelClient::send_bytes(std::span<const uint8_t> packet, int descriptor) 
 }
 
 ChannelClient::Sent ChannelClient::send_packet(std::span<const uint8_t> packet, int descriptor) {
-  iovec part{.iov_base = const_cast<uint8_t*>(packet.data()), .iov_len = packet.size()};
-  msghdr header{};
-  header.msg_iov = &part;
-  header.msg_iovlen = 1;
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  if (descriptor >= 0) {
-    header.msg_control = control;
-    header.msg_controllen = sizeof control;
-    cmsghdr* const rights = CMSG_FIRSTHDR(&header);
-    rights->cmsg_level = SOL_SOCKET;
-    rights->cmsg_type = SCM_RIGHTS;
-    rights->cmsg_len = CMSG_LEN(sizeof descriptor);
-    std::memcpy(CMSG_DATA(rights), &descriptor, sizeof descriptor);
-  }
-  if (::sendmsg(x_socket.get(), &header, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0) return Sent::kYes;
+  const std::span<const int> descriptors(&descriptor, descriptor >= 0 ? 1 : 0);
+  if (lethe::send_packet(x_socket.get(), packet, descriptors, MSG_DONTWAIT) >= 0) return Sent::kYes;
   // ETOOMANYREFS: too many descriptors on their way, of all frontends (unix(7)).
   switch (errno) {
     case EAGAIN:

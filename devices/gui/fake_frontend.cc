@@ -10,6 +10,8 @@
 
 #include <cstdlib>
 
+#include "base/packet.h"
+
 namespace lethe {
 namespace {
 
@@ -73,21 +75,8 @@ void FakeFrontend::hello(uint32_t version, uint32_t flags) {
 }
 
 bool FakeFrontend::send_raw(std::span<const uint8_t> packet, int descriptor) {
-  iovec part{.iov_base = const_cast<uint8_t*>(packet.data()), .iov_len = packet.size()};
-  msghdr header{};
-  header.msg_iov = &part;
-  header.msg_iovlen = 1;
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  if (descriptor >= 0) {
-    header.msg_control = control;
-    header.msg_controllen = sizeof control;
-    cmsghdr* const rights = CMSG_FIRSTHDR(&header);
-    rights->cmsg_level = SOL_SOCKET;
-    rights->cmsg_type = SCM_RIGHTS;
-    rights->cmsg_len = CMSG_LEN(sizeof descriptor);
-    std::memcpy(CMSG_DATA(rights), &descriptor, sizeof descriptor);
-  }
-  return ::sendmsg(x_fd.get(), &header, MSG_NOSIGNAL) >= 0;
+  const std::span<const int> descriptors(&descriptor, descriptor >= 0 ? 1 : 0);
+  return send_packet(x_fd.get(), packet, descriptors) >= 0;
 }
 
 std::optional<FakePacket> FakeFrontend::receive_raw(std::chrono::milliseconds patience) {
