@@ -119,9 +119,7 @@ void Windows::destroy(uint32_t id) {
   raw(&c, sizeof(c));
 }
 
-uint32_t Windows::capacity() const {
-  return window::ring_capacity(ring_.bytes);
-}
+uint32_t Windows::capacity() const { return window::ring_capacity(ring_.bytes); }
 
 bool Windows::next(window::Event& event) {
   auto* header = reinterpret_cast<volatile window::EventRingHeader*>(ring_.pixels);
