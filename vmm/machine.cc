@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <string>
+#include <utility>
 
 #include "base/assert.h"
 #include "base/log.h"
@@ -229,13 +230,17 @@ Result<> Machine::build_vcpus(const std::vector<kvm_cpuid_entry2>& cpuid) {
 }
 
 void Machine::start() {
+  start_vcpus();
+  if (x_policy) x_policy->policy().start();  // reads files: the guest runs meanwhile
+}
+
+void Machine::start_vcpus() {
   LETHE_ASSERT(x_threads.empty());
   for (size_t i = 0; i < x_vcpus.size(); ++i)
     x_threads.emplace_back([this, i] {
       pthread_setname_np(pthread_self(), fmt::format("vcpu{}", i).c_str());
       run_vcpu(*x_vcpus[i]);
     });
-  if (x_policy) x_policy->policy().start();  // reads files: the guest runs meanwhile
 }
 
 void Machine::run_vcpu(Vcpu& vcpu) {
@@ -260,10 +265,26 @@ void Machine::end(Outcome outcome) {
 
 void Machine::stop() {
   x_ended.store(true);  // what the guest still asks for no longer counts
+  stop_vcpus();
+}
+
+void Machine::stop_vcpus() {
   for (const auto& vcpu : x_vcpus) vcpu->request_stop();
   for (std::thread& thread : x_threads) thread.join();
   x_threads.clear();
   if (x_coalesced) (void)x_coalesced->drain(x_ports);
+}
+
+void Machine::pause() {
+  if (x_paused) return;
+  stop_vcpus();
+  x_paused = true;
+}
+
+void Machine::resume() {
+  if (!std::exchange(x_paused, false) || x_ended.load()) return;
+  for (const auto& vcpu : x_vcpus) vcpu->allow_run();
+  start_vcpus();
 }
 
 void Machine::report_legacy(MetricSink& sink) const {

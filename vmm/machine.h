@@ -67,6 +67,12 @@ class Machine final : private MachineControl {
   void start();
   // Stops them and waits for them. Harmless if they do not run.
   void stop();
+  // The guest's processors stand still from the one to the other; both are harmless twice, and
+  // after the machine's end. Devices finish what they were asked for, and take input and requests
+  // of the control API meanwhile. Returns when no vCPU runs guest code any more.
+  void pause();
+  void resume();
+  [[nodiscard]] bool paused() const { return x_paused; }
   // Presses the ACPI power button: a guest that listens shuts down.
   void power_button();
 
@@ -93,6 +99,8 @@ class Machine final : private MachineControl {
   [[nodiscard]] Result<> build_gui();
   [[nodiscard]] Result<> add_virtio(std::unique_ptr<VirtioDevice> device);
   [[nodiscard]] Result<> build_vcpus(const std::vector<kvm_cpuid_entry2>& cpuid);
+  void start_vcpus();
+  void stop_vcpus();
   void run_vcpu(Vcpu& vcpu);
   void report_legacy(MetricSink& sink) const;
 
@@ -109,6 +117,7 @@ class Machine final : private MachineControl {
   Gui* const x_gui;  // null: none
   std::function<void(Outcome)> x_on_end;
   std::atomic<bool> x_ended{false};
+  bool x_paused = false;
 
   // In the order of dependence: destroyed from the bottom up.
   std::unique_ptr<Kvm> x_kvm;

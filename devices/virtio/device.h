@@ -14,6 +14,8 @@
 #include <span>
 
 #include "base/event_fd.h"
+#include "base/result.h"
+#include "base/state.h"
 #include "devices/virtio/queue.h"
 
 namespace lethe {
@@ -78,6 +80,14 @@ class VirtioDevice {
   // The device's reset (2.4): every queue stopped, state as after construction. Also called before
   // destruction if the device was started. Harmless if it was not.
   virtual void reset() = 0;
+
+  // Snapshots (docs/snapshot.md): the state that the driver could tell from a fresh device's, and
+  // that neither the transport nor the rings hold. Called for a started device between the
+  // stop_queue() of its last queue and the next start_queue(), while no vCPU runs. restore() gets
+  // what save() wrote, after start() in a device made from the same config; the file may be
+  // anybody's: check it like a guest's request. Errors: from.check().
+  virtual void save(StateWriter& /*to*/) {}
+  [[nodiscard]] virtual Result<> restore(StateReader& from) { return from.check(); }
 };
 
 }  // namespace lethe

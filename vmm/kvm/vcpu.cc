@@ -214,6 +214,15 @@ void Vcpu::request_stop() {
     (void)::syscall(SYS_tgkill, ::getpid(), thread, kick_signal());
 }
 
+void Vcpu::allow_run() {
+  LETHE_ASSERT(x_thread_id.load() == 0);
+  // Fails where the guest does not use the paravirtual clock: then there is nobody to tell.
+  (void)::ioctl(x_fd.get(), KVM_KVMCLOCK_CTRL, 0);
+  x_stop.store(false);
+  // SAFETY: as in request_stop().
+  std::atomic_ref<uint8_t>(x_run->immediate_exit).store(0);
+}
+
 VcpuExit Vcpu::run(const Bus& port_io, const Bus& mmio, CoalescedWrites* coalesced) {
   x_thread_id.store(::gettid(), std::memory_order_seq_cst);
   struct Leave {

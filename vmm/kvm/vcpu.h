@@ -63,6 +63,10 @@ class Vcpu {
 
   // Makes run() return soon. Any thread, and the vCPU's own thread from within a device.
   void request_stop();
+  // Lets run() be called again after a request_stop(). While no thread is inside run(). The guest
+  // is told that it was stopped, so that its watchdogs do not take the time for a hang
+  // (KVM_KVMCLOCK_CTRL).
+  void allow_run();
 
  private:
   Vcpu(UniqueFd fd, kvm_run* run, size_t run_size, uint32_t index);
