@@ -54,6 +54,9 @@ class PciConfigSpace {
   void read(uint16_t offset, std::span<uint8_t> data) const;
   void write(uint16_t offset, std::span<const uint8_t> data);
 
+  // All of it, for a snapshot: written back with write(0, ...) it gives the same space.
+  [[nodiscard]] std::span<const uint8_t> bytes() const { return x_bytes; }
+
   [[nodiscard]] bool memory_decode() const {
     return (load<uint16_t>(PCI_COMMAND) & PCI_COMMAND_MEMORY) != 0;
   }

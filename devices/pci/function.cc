@@ -106,6 +106,34 @@ void PciFunction::unmap_bars() {
   for (Bar& bar : x_bars) unmap_bar(bar);
 }
 
+void PciFunction::save(StateWriter& to) {
+  MutexLock lock(x_mutex);
+  to.begin_section(x_name, 1);
+  to.bytes(x_config.bytes());
+  to.boolean(x_msix != nullptr);
+  if (x_msix) x_msix->save(to);
+  save_device(to);
+  to.end_section();
+}
+
+// The bytes go the way of the guest's own writes: only bits that it may write count, and BARs that
+// can't be mapped where they say are refused and counted.
+Result<> PciFunction::restore(StateReader& from) {
+  MutexLock lock(x_mutex);
+  from.begin_section(x_name, 1);
+  std::array<uint8_t, PciConfigSpace::kSize> bytes{};
+  from.bytes_into(bytes);
+  if (from.boolean() != (x_msix != nullptr)) from.fail("another set of interrupt vectors");
+  LETHE_TRY(from.check());
+  x_config.write(0, bytes);
+  update_bars();
+  if (x_msix) x_msix->restore(from, x_config.load<uint16_t>(x_msix_control));
+  LETHE_TRY(from.check());
+  restore_device(from);
+  from.end_section();
+  return from.check();
+}
+
 bool PciFunction::update_bars() {
   const bool decode = x_config.memory_decode();
   bool released = false;

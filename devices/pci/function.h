@@ -16,6 +16,7 @@
 #include <string>
 
 #include "base/mutex.h"
+#include "base/state.h"
 #include "devices/bus.h"
 #include "devices/interrupt.h"
 #include "devices/pci/config_space.h"
@@ -70,6 +71,16 @@ class PciFunction {
   // Where the BAR is mapped now, if it is.
   [[nodiscard]] std::optional<uint64_t> bar_mapped_at(unsigned bar) const LETHE_EXCLUDES(x_mutex);
 
+  // Snapshots (docs/snapshot.md), on the main thread while no vCPU runs: freeze() every function,
+  // save() each, thaw(). Between freeze() and thaw() the function's device touches no guest memory
+  // and sends no interrupt. restore() gets what save() wrote, in a function made from the same
+  // config of which no vCPU has seen anything yet; afterwards it is at work, not frozen. The file
+  // may be anybody's. Errors: from.check().
+  virtual void freeze() LETHE_EXCLUDES(x_mutex) {}
+  virtual void thaw() LETHE_EXCLUDES(x_mutex) {}
+  void save(StateWriter& to) LETHE_EXCLUDES(x_mutex);
+  [[nodiscard]] Result<> restore(StateReader& from) LETHE_EXCLUDES(x_mutex);
+
   [[nodiscard]] const std::string& name() const { return x_name; }
   [[nodiscard]] const PciCounters& pci_counters() const { return x_counters; }
 
@@ -98,6 +109,11 @@ class PciFunction {
   // The guest is about to read, or has written, these bytes of configuration space.
   virtual void config_reading(uint16_t /*offset*/, size_t /*size*/) LETHE_REQUIRES(x_mutex) {}
   virtual void config_written(uint16_t /*offset*/, size_t /*size*/) LETHE_REQUIRES(x_mutex) {}
+
+  // What save() and restore() do for all that is not configuration space, BARs and MSI-X. When
+  // restore_device() is called those are as they were: BARs mapped, vectors routed and unmasked.
+  virtual void save_device(StateWriter& /*to*/) LETHE_REQUIRES(x_mutex) {}
+  virtual void restore_device(StateReader& /*from*/) LETHE_REQUIRES(x_mutex) {}
 
   [[nodiscard]] std::optional<uint64_t> mapped_at(unsigned bar) const LETHE_REQUIRES(x_mutex) {
     return x_bars[bar].mapped_at;

@@ -93,4 +93,32 @@ void Msix::read_pba(uint64_t offset, std::span<uint8_t> data) const {
   }
 }
 
+void Msix::save(StateWriter& to) const {
+  to.number(vectors());
+  for (const Vector& vector : x_vectors) {
+    for (const uint32_t field : vector.entry) to.number(field);
+    to.boolean(vector.state.pending());
+  }
+}
+
+void Msix::restore(StateReader& from, uint16_t control) {
+  if (from.number<uint16_t>() != vectors()) from.fail("another number of interrupt vectors");
+  std::vector<bool> send(vectors());
+  for (size_t i = 0; i < vectors(); ++i) {
+    auto& entry = x_vectors[i].entry;
+    for (uint32_t& field : entry) field = from.number<uint32_t>();
+    // As write_table() takes them.
+    entry[kAddressLow] &= ~uint32_t{3};
+    entry[kControl] &= PCI_MSIX_ENTRY_CTRL_MASKBIT;
+    send[i] = from.boolean();
+  }
+  if (!from.ok()) return;
+  set_control(control);
+  for (size_t i = 0; i < vectors(); ++i) {
+    const bool open =
+        !x_mask_all && (x_vectors[i].entry[kControl] & PCI_MSIX_ENTRY_CTRL_MASKBIT) == 0;
+    if (send[i] || open) signal(static_cast<uint16_t>(i));
+  }
+}
+
 }  // namespace lethe

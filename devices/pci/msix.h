@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "base/state.h"
 #include "devices/interrupt.h"
 #include "devices/pci/vector_state.h"
 
@@ -41,6 +42,11 @@ class Msix {
   [[nodiscard]] bool write_table(uint64_t offset, std::span<const uint8_t> data);
   // The pending bit array: read only.
   void read_pba(uint64_t offset, std::span<uint8_t> data) const;
+
+  // Snapshots. restore() sends every vector that is open once more: a message that was on its way
+  // into a local APIC when that was saved is made good so, and drivers ignore one too many.
+  void save(StateWriter& to) const;
+  void restore(StateReader& from, uint16_t control);
 
   // Delivers the vector, or keeps it pending while it is masked. Nothing happens if MSI-X is off or
   // there is no such vector (so VIRTIO_MSI_NO_VECTOR may be passed).

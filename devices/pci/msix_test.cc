@@ -148,6 +148,39 @@ TEST_F(MsixTest, ignores_vectors_that_are_not_there) {
   EXPECT_EQ(controller.delivered(), 0U);
 }
 
+TEST_F(MsixTest, a_restored_table_keeps_masked_signals_and_sends_open_vectors_once) {
+  msix->set_control(PCI_MSIX_FLAGS_ENABLE);
+  mask(1, true);
+  msix->signal(1);
+  StateWriter writer;
+  msix->save(writer);
+  const auto state = writer.take();
+
+  FakeMsiController other_controller;
+  const auto other = std::move(*Msix::create(other_controller, 70));
+  StateReader reader(state);
+  other->restore(reader, PCI_MSIX_FLAGS_ENABLE);
+  ASSERT_TRUE(reader.ok());
+  EXPECT_EQ(other_controller.delivered(kMessage), 1U);  // a message may have been on its way
+  EXPECT_EQ(other_controller.delivered(), 1U);
+  std::array<uint8_t, 4> unmask{};
+  EXPECT_TRUE(other->write_table(16 + PCI_MSIX_ENTRY_VECTOR_CTRL, unmask));
+  EXPECT_EQ(other_controller.delivered({kMessage.address, kMessage.data + 1}), 1U);
+}
+
+TEST_F(MsixTest, a_restored_table_of_another_size_is_refused_whole) {
+  StateWriter writer;
+  msix->save(writer);
+  const auto state = writer.take();
+  FakeMsiController other_controller;
+  const auto other = std::move(*Msix::create(other_controller, 69));
+  StateReader reader(state);
+  other->restore(reader, PCI_MSIX_FLAGS_ENABLE);
+  EXPECT_FALSE(reader.ok());
+  EXPECT_FALSE(other->enabled());
+  EXPECT_EQ(other_controller.delivered(), 0U);
+}
+
 TEST(Msix, fails_when_no_route_is_left) {
   FakeMsiController controller;
   controller.limit_routes(2);

@@ -10,6 +10,7 @@ constexpr uint64_t kPortsSize = 8;
 constexpr uint64_t kResetControlOffset = PciBus::kResetControl - PciBus::kPortsStart;
 constexpr uint64_t kDataOffset = 4;
 constexpr uint32_t kAddressEnable = 0x8000'0000;
+constexpr uint32_t kAddressBits = 0x80ff'fffc;  // enable, bus, slot, function, dword
 
 // 1b36:0008 is the id of QEMU's generic PCI Express host bridge: a bridge that has nothing but its
 // class, for which guests need no driver and know no quirks.
@@ -86,6 +87,38 @@ std::optional<uint64_t> PciBus::allocate(uint64_t size, PciBarKind kind, bool pr
   return take(x_environment.windows.high, x_high_used, size);
 }
 
+void PciBus::freeze() {
+  for (const auto& function : x_functions)
+    if (function) function->freeze();
+}
+
+void PciBus::thaw() {
+  for (const auto& function : x_functions)
+    if (function) function->thaw();
+}
+
+void PciBus::save(StateWriter& to) {
+  to.begin_section("pci", 1);
+  to.number(x_ports.address.load(std::memory_order_relaxed));
+  for (const auto& function : x_functions)
+    if (function) function->save(to);
+  to.end_section();
+}
+
+Result<> PciBus::restore(StateReader& from) {
+  from.begin_section("pci", 1);
+  x_ports.address.store(from.number<uint32_t>() & kAddressBits, std::memory_order_relaxed);
+  for (const auto& function : x_functions) {
+    if (!function) continue;
+    LETHE_TRY(function->restore(from));
+    // The guest may have given one function the place that another has here: now it is free.
+    for (const auto& other : x_functions)
+      if (other) other->retry_bars();
+  }
+  from.end_section();
+  return from.check();
+}
+
 PciFunction* PciBus::target(uint64_t offset, size_t size) {
   const uint64_t slot = offset >> 15;
   const uint64_t function = offset >> 12 & 7;
@@ -149,7 +182,7 @@ void PciBus::Ports::bus_write(uint64_t offset, std::span<const uint8_t> data) {
   if (offset == 0 && data.size() == 4) {
     uint32_t latched = 0;
     std::memcpy(&latched, data.data(), sizeof latched);
-    address.store(latched & 0x80ff'fffc, std::memory_order_relaxed);
+    address.store(latched & kAddressBits, std::memory_order_relaxed);
   } else if (const auto at = target(offset)) {
     bus.config_write(*at, data);
   }

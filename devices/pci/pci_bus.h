@@ -49,6 +49,13 @@ class PciBus {
   // 1 for the first one, up to 31. Fails when slots or windows are used up.
   [[nodiscard]] Result<uint8_t> add_device(std::unique_ptr<PciFunction> function);
 
+  // Snapshots, on the main thread while no vCPU runs: freeze(), save(), thaw() as in PciFunction,
+  // for all of them in the order of their slots. restore(): a bus with the same functions.
+  void freeze();
+  void save(StateWriter& to);
+  void thaw();
+  [[nodiscard]] Result<> restore(StateReader& from);
+
   // Nothing if the slot is empty.
   [[nodiscard]] PciFunction* function(uint8_t slot) { return x_functions[slot].get(); }
   [[nodiscard]] const PciEnvironment& environment() const { return x_environment; }

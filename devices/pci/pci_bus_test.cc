@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstring>
+
 #include "devices/pci/fake_machine.h"
 
 namespace lethe {
@@ -264,6 +267,82 @@ TEST_F(PciBusTest, two_bars_of_one_function_can_change_places) {
   EXPECT_TRUE(function->config_write(PCI_BASE_ADDRESS_0, bars));
   EXPECT_EQ(function->bar_mapped_at(0), low);
   EXPECT_EQ(function->bar_mapped_at(2), high);
+}
+
+std::vector<uint8_t> saved(PciBus& bus) {
+  StateWriter writer;
+  bus.save(writer);
+  return writer.take();
+}
+
+TEST_F(PciBusTest, restores_bars_that_changed_places_and_the_address_register) {
+  add();
+  const uint64_t first = machine.pci->function(slot)->bar_mapped_at(0).value();
+  const uint8_t first_slot = slot;
+  add();
+  const uint64_t second = machine.pci->function(slot)->bar_mapped_at(0).value();
+  // By way of a third place, as a guest does it.
+  machine.config_write(first_slot, PCI_BASE_ADDRESS_0, kLow + 0x10'0000, 4);
+  machine.config_write(slot, PCI_BASE_ADDRESS_0, first, 4);
+  machine.config_write(first_slot, PCI_BASE_ADDRESS_0, second, 4);
+  machine.out(0xCF8, 0x8000'0840U, 4);
+  const auto state = saved(*machine.pci);
+
+  FakeMachine other;
+  TwoBars* functions[2];
+  for (TwoBars*& function : functions) {
+    auto made = std::make_unique<TwoBars>(other.pci->environment());
+    function = made.get();
+    ASSERT_TRUE(other.pci->add_device(std::move(made)).has_value());
+  }
+  StateReader reader(state);
+  ASSERT_TRUE(other.pci->restore(reader).has_value());
+  EXPECT_EQ(functions[0]->bar_mapped_at(0), second);
+  EXPECT_EQ(functions[1]->bar_mapped_at(0), first);
+  EXPECT_EQ(other.in(0xCF8, 4), 0x8000'0840U);
+  EXPECT_EQ(saved(*other.pci), state);
+}
+
+TEST_F(PciBusTest, a_saved_bar_over_another_or_outside_the_windows_is_not_mapped) {
+  add();
+  add();
+  auto state = saved(*machine.pci);
+  const uint32_t first = static_cast<uint32_t>(*machine.pci->function(1)->bar_mapped_at(0));
+  const uint32_t second = static_cast<uint32_t>(*machine.pci->function(2)->bar_mapped_at(0));
+  const auto replace = [&](uint32_t from, uint32_t to) {
+    const auto* raw = reinterpret_cast<const uint8_t*>(&from);
+    const auto at = std::search(state.begin(), state.end(), raw, raw + sizeof from);
+    ASSERT_NE(at, state.end());
+    std::memcpy(&*at, &to, sizeof to);
+  };
+  for (const uint32_t target : {first, uint32_t{0x1000}}) {
+    replace(target == first ? second : first, target);
+    FakeMachine other;
+    for (int i = 0; i < 2; ++i)
+      (void)other.pci->add_device(std::make_unique<TwoBars>(other.pci->environment()));
+    StateReader reader(state);
+    ASSERT_TRUE(other.pci->restore(reader).has_value());
+    if (target == first) {
+      EXPECT_EQ(other.pci->function(1)->bar_mapped_at(0), first);
+      EXPECT_FALSE(other.pci->function(2)->bar_mapped_at(0).has_value());
+    } else {
+      EXPECT_FALSE(other.pci->function(1)->bar_mapped_at(0).has_value());
+    }
+  }
+}
+
+TEST_F(PciBusTest, state_of_other_functions_is_refused) {
+  add();
+  const auto state = saved(*machine.pci);
+  FakeMachine none;
+  StateReader left_over(state);
+  EXPECT_FALSE(none.pci->restore(left_over).has_value());
+  for (size_t size = 0; size < state.size(); ++size) {
+    FakeMachine other;
+    (void)other.pci->add_device(std::make_unique<TwoBars>(other.pci->environment()));
+    StateReader reader(std::span(state).first(size));
+    EXPECT_FALSE(other.pci->restore(reader).has_value()) << size;
+  }
 }
 
 TEST_F(PciBusTest, leaves_nothing_on_the_buses_when_destroyed) {
