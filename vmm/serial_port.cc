@@ -55,4 +55,17 @@ void SerialPort::arm_timer() {
   x_loop.post([this] { x_timer->start(kSilence); });
 }
 
+void SerialPort::save(StateWriter& to) {
+  to.begin_section("serial-port", 1);
+  to.boolean(x_mode.load(std::memory_order_relaxed) == Mode::kEnded);
+  to.end_section();
+}
+
+// Where it had begun, it begins again with the next status read.
+void SerialPort::restore(StateReader& from) {
+  from.begin_section("serial-port", 1);
+  if (from.boolean()) x_mode.store(Mode::kEnded, std::memory_order_relaxed);
+  from.end_section();
+}
+
 }  // namespace lethe

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "base/event_loop.h"
+#include "base/state.h"
 #include "devices/bus.h"
 #include "devices/legacy/serial/serial.h"
 #include "vmm/kvm/coalesced_writes.h"
@@ -25,6 +26,10 @@ class SerialPort final : public BusDevice {
   SerialPort(EventLoop& loop, Serial& serial, const Bus& ports);
 
   void set_coalesced_writes(CoalescedWrites* writes) { x_writes = writes; }
+
+  // Snapshots, while no vCPU runs: whether coalescing has ended for good.
+  void save(StateWriter& to);
+  void restore(StateReader& from);
 
   void bus_read(uint64_t offset, std::span<uint8_t> data) override;
   void bus_write(uint64_t offset, std::span<const uint8_t> data) override;

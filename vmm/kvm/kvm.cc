@@ -202,6 +202,19 @@ void KvmVm::unbind_memory(uint64_t address) {
   *place = {};
 }
 
+Result<uint64_t> KvmVm::clock_ns() const {
+  kvm_clock_data data{};
+  if (::ioctl(x_fd.get(), KVM_GET_CLOCK, &data) != 0) return ioctl_error("KVM_GET_CLOCK");
+  return data.clock;
+}
+
+Result<> KvmVm::set_clock_ns(uint64_t clock) const {
+  kvm_clock_data data{};
+  data.clock = clock;
+  if (::ioctl(x_fd.get(), KVM_SET_CLOCK, &data) != 0) return ioctl_error("KVM_SET_CLOCK");
+  return {};
+}
+
 Result<std::unique_ptr<MsiRoute>> KvmVm::make_route() {
   MutexLock lock(x_routes_mutex);
   auto place = std::find(x_routes.begin(), x_routes.end(), nullptr);

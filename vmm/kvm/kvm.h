@@ -60,6 +60,10 @@ class KvmVm final : public MsiController, public DoorbellBinder, public DeviceMe
       LETHE_EXCLUDES(x_slots_mutex);
   void unbind_memory(uint64_t address) override LETHE_EXCLUDES(x_slots_mutex);
 
+  // The paravirtual clock, for snapshots: what guests take for the time since they booted.
+  [[nodiscard]] Result<uint64_t> clock_ns() const;
+  [[nodiscard]] Result<> set_clock_ns(uint64_t clock) const;
+
   [[nodiscard]] int fd() const { return x_fd.get(); }
 
  private:

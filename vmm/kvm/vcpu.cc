@@ -237,39 +237,63 @@ VcpuExit Vcpu::run(const Bus& port_io, const Bus& mmio, CoalescedWrites* coalesc
     }
     x_exits.store(x_exits.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     if (coalesced != nullptr) (void)coalesced->drain(port_io);
-    switch (x_run->exit_reason) {
-      case KVM_EXIT_IO:
-        handle_port_io(port_io);
-        break;
-      case KVM_EXIT_MMIO:
-        handle_mmio(mmio);
-        break;
-      case KVM_EXIT_SHUTDOWN:
-        return VcpuExit::kTripleFault;
-      case KVM_EXIT_INTR:
-      case KVM_EXIT_IRQ_WINDOW_OPEN:
-        break;
-      case KVM_EXIT_SYSTEM_EVENT:
-        if (x_run->system_event.type == KVM_SYSTEM_EVENT_CRASH) return VcpuExit::kTripleFault;
-        break;
-      case KVM_EXIT_FAIL_ENTRY:
-        report_failure(fmt::format("the processor refused to enter the guest, reason {:#x}",
-                                   x_run->fail_entry.hardware_entry_failure_reason)
-                           .c_str());
-        return VcpuExit::kFailed;
-      case KVM_EXIT_INTERNAL_ERROR:
-        report_failure(fmt::format("KVM internal error {}{}", x_run->internal.suberror,
-                                   x_run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION
-                                       ? " (an instruction that KVM can't emulate)"
-                                       : "")
-                           .c_str());
-        return VcpuExit::kFailed;
-      default:
-        report_failure(fmt::format("unexpected KVM exit {}", x_run->exit_reason).c_str());
-        return VcpuExit::kFailed;
-    }
+    if (const auto end = take_exit(port_io, mmio)) return *end;
   }
   return VcpuExit::kStopped;
+}
+
+std::optional<VcpuExit> Vcpu::take_exit(const Bus& port_io, const Bus& mmio) {
+  switch (x_run->exit_reason) {
+    case KVM_EXIT_IO:
+      handle_port_io(port_io);
+      return std::nullopt;
+    case KVM_EXIT_MMIO:
+      handle_mmio(mmio);
+      return std::nullopt;
+    case KVM_EXIT_SHUTDOWN:
+      return VcpuExit::kTripleFault;
+    case KVM_EXIT_INTR:
+    case KVM_EXIT_IRQ_WINDOW_OPEN:
+      return std::nullopt;
+    case KVM_EXIT_SYSTEM_EVENT:
+      if (x_run->system_event.type == KVM_SYSTEM_EVENT_CRASH) return VcpuExit::kTripleFault;
+      return std::nullopt;
+    case KVM_EXIT_FAIL_ENTRY:
+      report_failure(fmt::format("the processor refused to enter the guest, reason {:#x}",
+                                 x_run->fail_entry.hardware_entry_failure_reason)
+                         .c_str());
+      return VcpuExit::kFailed;
+    case KVM_EXIT_INTERNAL_ERROR:
+      report_failure(fmt::format("KVM internal error {}{}", x_run->internal.suberror,
+                                 x_run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION
+                                     ? " (an instruction that KVM can't emulate)"
+                                     : "")
+                         .c_str());
+      return VcpuExit::kFailed;
+    default:
+      report_failure(fmt::format("unexpected KVM exit {}", x_run->exit_reason).c_str());
+      return VcpuExit::kFailed;
+  }
+}
+
+// KVM finishes an access, whose data the exit's handler has left in kvm_run, when it is entered the
+// next time; with immediate_exit it does that and no more (api.rst, KVM_EXIT_MMIO). A long access
+// may come out in several pieces.
+VcpuExit Vcpu::settle(const Bus& port_io, const Bus& mmio, CoalescedWrites* coalesced) {
+  LETHE_ASSERT(x_thread_id.load() == 0);
+  // SAFETY: as in request_stop().
+  std::atomic_ref<uint8_t>(x_run->immediate_exit).store(1);
+  for (;;) {
+    if (::ioctl(x_fd.get(), KVM_RUN, 0) == 0) {
+      if (coalesced != nullptr) (void)coalesced->drain(port_io);
+      if (const auto end = take_exit(port_io, mmio)) return *end;
+    } else if (errno == EINTR || errno == EAGAIN) {
+      return VcpuExit::kStopped;
+    } else {
+      report_failure(fmt::format("KVM_RUN: {}", errno_text(errno)).c_str());
+      return VcpuExit::kFailed;
+    }
+  }
 }
 
 void Vcpu::handle_port_io(const Bus& port_io) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "devices/bus.h"
@@ -57,7 +58,13 @@ class Vcpu {
   [[nodiscard]] VcpuExit run(const Bus& port_io, const Bus& mmio,
                              CoalescedWrites* coalesced = nullptr);
 
+  // Finishes what the last exit left half done, so that the registers are those between two
+  // instructions: before a snapshot reads them. While no thread is inside run(); allow_run() before
+  // the next one.
+  [[nodiscard]] VcpuExit settle(const Bus& port_io, const Bus& mmio, CoalescedWrites* coalesced);
+
   [[nodiscard]] int fd() const { return x_fd.get(); }
+  [[nodiscard]] uint32_t index() const { return x_index; }
   // How often the guest was left for this process. Any thread.
   [[nodiscard]] uint64_t exits() const { return x_exits.load(std::memory_order_relaxed); }
 
@@ -70,6 +77,8 @@ class Vcpu {
 
  private:
   Vcpu(UniqueFd fd, kvm_run* run, size_t run_size, uint32_t index);
+  // Nothing: the guest goes on.
+  [[nodiscard]] std::optional<VcpuExit> take_exit(const Bus& port_io, const Bus& mmio);
   void handle_port_io(const Bus& port_io);
   void handle_mmio(const Bus& mmio);
   void report_failure(const char* what) const;

@@ -51,4 +51,17 @@ void ResetRegister::bus_write(uint64_t offset, std::span<const uint8_t> data) {
   if ((data[0] & ~kFullResetBit) == kHardResetBits) x_control.guest_reset();
 }
 
+void AcpiPower::save(StateWriter& to) {
+  to.begin_section("acpi-power", 1);
+  to.number(x_events.load(std::memory_order_acquire));
+  to.end_section();
+}
+
+void AcpiPower::restore(StateReader& from) {
+  from.begin_section("acpi-power", 1);
+  const auto events = from.number<uint8_t>();
+  from.end_section();
+  if (from.ok() && (events & kAcpiEventPowerButton) != 0) power_button();
+}
+
 }  // namespace lethe

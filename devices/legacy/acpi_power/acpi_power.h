@@ -4,6 +4,7 @@
 
 #include <atomic>
 
+#include "base/state.h"
 #include "devices/bus.h"
 #include "devices/interrupt.h"
 #include "devices/legacy/machine_control.h"
@@ -31,6 +32,10 @@ class AcpiPower : public BusDevice {
   // The host presses the power button. Signals each time, also when an earlier press has not been
   // read yet: should the guest have lost that edge, this one heals it.
   void power_button();
+
+  // Snapshots, while no vCPU runs. restore() is for a device as made; the file may be anybody's.
+  void save(StateWriter& to);
+  void restore(StateReader& from);
 
   void bus_read(uint64_t offset, std::span<uint8_t> data) override;
   void bus_write(uint64_t offset, std::span<const uint8_t> data) override;

@@ -24,6 +24,7 @@ constexpr uint64_t kLogical = 1 << 11;
 constexpr uint64_t kReadOnly = (1 << 12) | (1 << 14);  // delivery status, remote IRR
 constexpr uint64_t kMasked = 1 << 16;
 constexpr unsigned kDestinationShift = 56;
+constexpr uint64_t kWritable = (uint64_t{0xFF} << kDestinationShift) | (0x1'FFFF & ~kReadOnly);
 
 // The same as an MSI message (Intel SDM volume 3, 11.11).
 MsiMessage message_of(uint64_t entry) {
@@ -101,6 +102,34 @@ void Ioapic::update(Pin& pin) {
   if ((pin.entry & kMasked) != 0) return pin.state.mask();
   pin.route->set_message(message_of(pin.entry));
   if (pin.state.open()) pin.route->signal();
+}
+
+void Ioapic::save(StateWriter& to) {
+  MutexLock lock(x_mutex);
+  to.begin_section("ioapic", 1);
+  to.number(x_index);
+  to.number(x_id);
+  for (const Pin& pin : x_pins) {
+    to.number(pin.entry);
+    to.boolean(pin.state.pending());
+  }
+  to.end_section();
+}
+
+void Ioapic::restore(StateReader& from) {
+  MutexLock lock(x_mutex);
+  from.begin_section("ioapic", 1);
+  x_index = from.number<uint8_t>();
+  x_id = from.number<uint8_t>() & 0xF;
+  for (Pin& pin : x_pins) {
+    const uint64_t entry = from.number<uint64_t>() & kWritable;
+    const bool pending = from.boolean();
+    if (!from.ok()) return;
+    pin.entry = entry;
+    update(pin);
+    if (pending && pin.route != nullptr && pin.state.signal()) pin.route->signal();
+  }
+  from.end_section();
 }
 
 }  // namespace lethe

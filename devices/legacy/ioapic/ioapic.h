@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "base/mutex.h"
+#include "base/state.h"
 #include "devices/bus.h"
 #include "devices/interrupt.h"
 #include "devices/pci/vector_state.h"
@@ -30,6 +31,11 @@ class Ioapic final : public BusDevice {
 
   // The pin's line, for a device; once a pin, before the vCPUs run. Fails as make_route() does.
   [[nodiscard]] Result<std::unique_ptr<Interrupt>> make_line(unsigned gsi);
+
+  // Snapshots, while no vCPU runs. restore() is for a device as made; the file may be anybody's.
+  // Lines whose device is up signal again by themselves.
+  void save(StateWriter& to) LETHE_EXCLUDES(x_mutex);
+  void restore(StateReader& from) LETHE_EXCLUDES(x_mutex);
 
   void bus_read(uint64_t offset, std::span<uint8_t> data) override;
   void bus_write(uint64_t offset, std::span<const uint8_t> data) override;

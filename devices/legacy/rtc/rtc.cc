@@ -89,4 +89,21 @@ void Rtc::bus_write(uint64_t offset, std::span<const uint8_t> data) {
   }
 }
 
+// The time is the host's: nothing of it is kept.
+void Rtc::save(StateWriter& to) {
+  MutexLock lock(x_mutex);
+  to.begin_section("rtc", 1);
+  to.number(x_index);
+  to.bytes(x_ram);
+  to.end_section();
+}
+
+void Rtc::restore(StateReader& from) {
+  MutexLock lock(x_mutex);
+  from.begin_section("rtc", 1);
+  x_index = from.number<uint8_t>() % kBytes;
+  from.bytes_into(x_ram);
+  from.end_section();
+}
+
 }  // namespace lethe

@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "base/mutex.h"
+#include "base/state.h"
 #include "devices/bus.h"
 
 namespace lethe {
@@ -21,6 +22,10 @@ class Rtc : public BusDevice {
   using Clock = std::function<int64_t()>;
   Rtc();
   explicit Rtc(Clock clock) : x_clock(std::move(clock)) {}
+
+  // Snapshots, while no vCPU runs. restore() is for a device as made; the file may be anybody's.
+  void save(StateWriter& to) LETHE_EXCLUDES(x_mutex);
+  void restore(StateReader& from) LETHE_EXCLUDES(x_mutex);
 
   void bus_read(uint64_t offset, std::span<uint8_t> data) override;
   void bus_write(uint64_t offset, std::span<const uint8_t> data) override;

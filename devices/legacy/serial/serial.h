@@ -6,6 +6,7 @@
 
 #include "base/event_loop.h"
 #include "base/mutex.h"
+#include "base/state.h"
 #include "devices/bus.h"
 #include "devices/byte_ring.h"
 #include "devices/byte_stream.h"
@@ -45,6 +46,10 @@ class Serial : public BusDevice, public ByteReceiver {
   static constexpr size_t kInputMax = 1024;
 
   Serial(EventLoop& loop, Interrupt& interrupt, ByteSink& output);
+
+  // Snapshots, while no vCPU runs. restore() is for a device as made; the file may be anybody's.
+  void save(StateWriter& to) LETHE_EXCLUDES(x_mutex);
+  void restore(StateReader& from) LETHE_EXCLUDES(x_mutex);
 
   void bus_read(uint64_t offset, std::span<uint8_t> data) override;
   void bus_write(uint64_t offset, std::span<const uint8_t> data) override;
