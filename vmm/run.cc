@@ -10,11 +10,13 @@
 #include <cstdio>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "base/event_loop.h"
 #include "base/log.h"
 #include "devices/console_output.h"
 #include "devices/virtio/console/console.h"
+#include "vmm/api/events.h"
 #include "vmm/api/machine_target.h"
 #include "vmm/gui_host.h"
 #include "vmm/machine.h"
@@ -46,16 +48,58 @@ class SignalMask {
   sigset_t x_set;
 };
 
+int exit_code(const Outcome& outcome) {
+  switch (outcome.ending) {
+    case Ending::kPoweredOff:
+      return kExitPoweredOff;
+    case Ending::kReset:
+      return kExitRebooted;
+    case Ending::kPanicked:
+      return kExitPanicked;
+    case Ending::kDebugExit:
+      return debug_exit_code(outcome.debug_value);
+    case Ending::kTripleFault:
+      return kExitTripleFault;
+    case Ending::kForced:
+      return kExitForced;
+    case Ending::kHostFailure:
+      break;
+  }
+  return kExitHostError;
+}
+
+// In events: how the guest ended.
+const char* ending_name(Ending ending) {
+  switch (ending) {
+    case Ending::kPoweredOff:
+      return "powered-off";
+    case Ending::kReset:
+      return "rebooted";
+    case Ending::kPanicked:
+      return "panicked";
+    case Ending::kDebugExit:
+      return "debug-exit";
+    case Ending::kTripleFault:
+      return "triple-fault";
+    case Ending::kForced:
+      return "forced";
+    case Ending::kHostFailure:
+      break;
+  }
+  return "host-error";
+}
+
 // One boot of the VM: a machine, its console and the signals that end it. A restart is a new
 // session, so that nothing of the old machine is left in the loop.
-class Session {
+class Session final : private RunControl {
  public:
   Session(const VmConfig& config, const RunOptions& options, RawTerminal* raw, SignalMask& mask,
-          const RunHistory& history, Gui* gui)
+          const RunHistory& history, Gui* gui, Events& events)
       : x_config(config),
         x_options(options),
         x_history(history),
         x_gui(gui),
+        x_events(events),
         x_raw(raw),
         x_mask(mask),
         x_keys([this](EscapeKeys::Command command) { on_command(command); }) {}
@@ -77,6 +121,7 @@ class Session {
       watch_input();
     }
     x_machine->start();
+    x_events.publish("started", {{"boots", x_history.boots}});
     Result<> served;
     const auto serve = x_loop.make_timer([&] {
       served = serve_api(run_dir, api);
@@ -86,6 +131,7 @@ class Session {
     x_mask.unblock();
     x_loop.run();
     x_mask.block();
+    x_events.detach();
     x_server.reset();
     x_machine->stop();
     x_output->finish(kOutputPatience);
@@ -93,15 +139,21 @@ class Session {
     return x_outcome;
   }
 
-  // The user asked for the end: a guest that resets instead of powering off does not restart.
-  [[nodiscard]] bool stopping() const { return x_stopping; }
+  // Whether another session follows. A guest that resets instead of powering off, when the user
+  // asked for the end, does not restart; one that the user has reset does in any case.
+  [[nodiscard]] bool restarts() const {
+    return x_outcome.ending == Ending::kReset && !x_stopping &&
+           (x_end_asked == Ending::kReset || x_config.boot.on_reboot == OnReboot::kRestart);
+  }
 
  private:
   Result<> serve_api(const RunDir& run_dir, UniqueFd& api) {
     if (!api.valid()) {
       LETHE_TRY_ASSIGN(api, listen_unix(run_dir.path() + "/" + kApiSocketName));
     }
-    x_target.emplace(x_config, x_loop, *x_machine, x_gui, x_history, x_stopping);
+    RunControl& control = *this;
+    x_target.emplace(x_config, x_loop, *x_machine, x_gui, x_history, control, x_events);
+    x_events.attach(x_loop);
     LETHE_TRY_ASSIGN(
         x_server, HttpServer::create(x_loop, api, [this](const HttpRequest& request, auto reply) {
           answer_api(*x_target, request, reply);
@@ -170,7 +222,8 @@ class Session {
       finish({Ending::kForced});
     } else {
       x_stopping = true;
-      x_machine->power_button();
+      x_events.publish("stopping");
+      press_power_button();
       x_stop_timer->start(std::chrono::milliseconds(x_config.boot.stop_timeout_ms));
     }
   }
@@ -188,7 +241,7 @@ class Session {
         finish({Ending::kForced});
         break;
       case EscapeKeys::Command::kPowerButton:
-        x_machine->power_button();
+        press_power_button();
         break;
       case EscapeKeys::Command::kHelp:
         std::fputs(EscapeKeys::help(), stderr);
@@ -196,15 +249,38 @@ class Session {
     }
   }
 
+  // RunControl.
+  [[nodiscard]] bool stopping() const override { return x_stopping; }
+  void press_power_button() override {
+    if (x_machine->paused()) {
+      x_events.publish("resumed");
+      x_machine->resume();
+    }
+    x_events.publish("power-button");
+    x_machine->power_button();
+  }
+  void end_soon(Ending ending) override {
+    if (!x_end_asked || ending == Ending::kForced) x_end_asked = ending;
+    x_loop.post([this] { finish({*x_end_asked}); });
+  }
+
+  // The first end counts.
   void finish(Outcome outcome) {
+    if (std::exchange(x_finished, true)) return;
     x_outcome = outcome;
+    if (restarts())
+      x_events.publish("reset", {{"by", x_end_asked ? "user" : "guest"}});
+    else
+      x_events.publish("ended",
+                       {{"how", ending_name(outcome.ending)}, {"exit_code", exit_code(outcome)}});
     x_loop.stop();
   }
 
   const VmConfig& x_config;
   const RunOptions& x_options;
   const RunHistory& x_history;
-  Gui* const x_gui;          // null: none
+  Gui* const x_gui;  // null: none
+  Events& x_events;
   RawTerminal* const x_raw;  // null: the console is no terminal
   SignalMask& x_mask;
   EventLoop x_loop;
@@ -218,29 +294,11 @@ class Session {
   std::unique_ptr<EventLoop::Watch> x_input;
   std::string x_pending;  // typed, and not yet taken by the guest
   bool x_input_paused = false;
-  bool x_stopping = false;  // a signal asked for the end
+  bool x_stopping = false;            // a signal asked for the end
+  std::optional<Ending> x_end_asked;  // by the control API
+  bool x_finished = false;
   Outcome x_outcome;
 };
-
-int exit_code(const Outcome& outcome) {
-  switch (outcome.ending) {
-    case Ending::kPoweredOff:
-      return kExitPoweredOff;
-    case Ending::kReset:
-      return kExitRebooted;
-    case Ending::kPanicked:
-      return kExitPanicked;
-    case Ending::kDebugExit:
-      return debug_exit_code(outcome.debug_value);
-    case Ending::kTripleFault:
-      return kExitTripleFault;
-    case Ending::kForced:
-      return kExitForced;
-    case Ending::kHostFailure:
-      break;
-  }
-  return kExitHostError;
-}
 
 Result<Outcome> run_sessions(const VmConfig& config, const RunOptions& options) {
   LETHE_TRY_ASSIGN(const RunDir run_dir, RunDir::create(config.name));
@@ -253,13 +311,12 @@ Result<Outcome> run_sessions(const VmConfig& config, const RunOptions& options) 
   LETHE_TRY_ASSIGN(const std::unique_ptr<Gui> gui, make_gui(config, run_dir));
   UniqueFd api;  // kept over restarts: who connects meanwhile waits
   RunHistory history;
+  Events events;
   for (;;) {
     ++history.boots;
-    Session session(config, options, raw.get(), mask, history, gui.get());
+    Session session(config, options, raw.get(), mask, history, gui.get(), events);
     LETHE_TRY_ASSIGN(const Outcome outcome, session.run(run_dir, api));
-    if (outcome.ending != Ending::kReset || session.stopping() ||
-        config.boot.on_reboot != OnReboot::kRestart)
-      return outcome;
+    if (!session.restarts()) return outcome;
     log_info(LogModule::kVmm, "'{}' restarts", config.name);
   }
 }

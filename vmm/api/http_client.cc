@@ -114,7 +114,10 @@ class Exchange {
       if (parser.is_header_done() && parser.get().result_int() == 200)
         tell_lines(parser.get().body());
     }
-    return ClientAnswer{parser.get().result_int(), std::move(parser.get().body())};
+    auto answer = parser.release();
+    return ClientAnswer{.status = answer.result_int(),
+                        .body = std::move(answer.body()),
+                        .type = answer[http::field::content_type]};
   }
 
   void tell_lines(const std::string& body) {

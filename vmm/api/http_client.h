@@ -18,6 +18,7 @@ inline constexpr std::chrono::milliseconds kClientPatience{5000};
 struct ClientAnswer {
   unsigned status = 0;
   std::string body;
+  std::string type = {};  // Content-Type
 };
 
 struct ClientRequest {

@@ -15,6 +15,7 @@
 #include <boost/beast/http/string_body.hpp>
 #include <optional>
 #include <set>
+#include <utility>
 
 #include "base/assert.h"
 #include "base/event_loop_asio.h"
@@ -61,7 +62,7 @@ class Connection final : public std::enable_shared_from_this<Connection> {
         x_limits(x_shared->limits) {
     x_shared->connections.insert(this);
   }
-  ~Connection() { x_shared->connections.erase(this); }
+  ~Connection() { close(); }
 
   void start_request();
   void close();
@@ -85,6 +86,7 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   void send_out(std::string_view bytes);
   void flush();
   void on_written();
+  void watch_hang_up();
 
   const std::shared_ptr<Shared> x_shared;
   Protocol::socket x_socket;
@@ -101,6 +103,7 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   bool x_answered = false;   // the whole answer is in x_out and x_queued
   bool x_closed = false;
   bool x_writing = false;
+  bool x_watches_hang_up = false;
   std::string x_out;     // with the kernel now
   std::string x_queued;  // behind it
 };
@@ -133,6 +136,7 @@ class Reply final : public HttpReply {
     x_state = State::kDone;
     x_connection->end_stream();
   }
+  [[nodiscard]] bool gone() const override { return x_connection->closed(); }
 
  private:
   enum class State : uint8_t { kOpen, kStreaming, kDone };
@@ -217,6 +221,7 @@ void Connection::dispatch() {
   request.path = target.substr(0, mark);
   if (mark != std::string_view::npos) request.query = target.substr(mark + 1);
   request.body = message.body();
+  request.last_event_id = message["Last-Event-ID"];
   x_shared->handler(request, std::make_shared<Reply>(shared_from_this()));
 }
 
@@ -236,6 +241,15 @@ void Connection::begin_stream(unsigned status, std::string_view type) {
   send_out(head_of(status, type) + fmt::format("{}Connection: {}\r\n\r\n",
                                                x_chunked ? "Transfer-Encoding: chunked\r\n" : "",
                                                x_keep_alive ? "keep-alive" : "close"));
+  watch_hang_up();
+}
+
+// While a stream has nothing to send, nothing else would tell that its client is gone. Only a close
+// of both directions counts (EPOLLHUP): who only shuts his sending side down still reads.
+void Connection::watch_hang_up() {
+  if (std::exchange(x_watches_hang_up, true)) return;
+  x_socket.async_wait(Protocol::socket::wait_error,
+                      [self = shared_from_this()](const error_code&) { self->close(); });
 }
 
 bool Connection::write_piece(std::string_view piece) {
@@ -303,6 +317,7 @@ void Connection::arm(std::chrono::milliseconds delay, void (Connection::*expired
 void Connection::close() {
   if (x_closed) return;
   x_closed = true;
+  x_shared->connections.erase(this);  // replies may be held for long
   x_timer.cancel();
   error_code ignored;
   x_socket.shutdown(Protocol::socket::shutdown_both, ignored);

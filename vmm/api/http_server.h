@@ -36,6 +36,7 @@ struct HttpRequest {
   std::string path;    // "/state": the target up to '?', as sent: nothing is decoded
   std::string query;   // what follows '?'
   std::string body;
+  std::string last_event_id;  // the header field of that name: an event stream goes on from there
 };
 
 struct HttpAnswer {
@@ -61,6 +62,8 @@ class HttpReply {
   virtual void begin(unsigned status, std::string_view type) = 0;
   virtual bool write(std::string_view piece) = 0;
   virtual void end() = 0;
+  // The client is: a stream notices as soon as it hangs up.
+  [[nodiscard]] virtual bool gone() const = 0;
 };
 
 using HttpHandler = std::function<void(const HttpRequest&, std::shared_ptr<HttpReply>)>;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "devices/gui/gui.h"
+#include "vmm/api/events.h"
 #include "vmm/machine_memory.h"
 #include "vmm/memory_return.h"
 
@@ -26,7 +27,9 @@ double uptime_s(const RunHistory& history) {
 
 VmState MachineTarget::state() {
   return {.name = x_config.name,
-          .state = x_stopping ? "stopping" : "running",
+          .state = x_run.stopping()     ? "stopping"
+                   : x_machine.paused() ? "paused"
+                                        : "running",
           .pid = static_cast<uint64_t>(::getpid()),
           .uptime_s = uptime_s(x_history),
           .boots = x_history.boots,
@@ -34,9 +37,45 @@ VmState MachineTarget::state() {
           .memory_bytes = x_config.memory.size_bytes};
 }
 
+// A machine that is to end needs its processors, and must not start again.
+Result<> MachineTarget::check_not_stopping() const {
+  if (x_run.stopping()) return host_error("the VM is stopping");
+  return {};
+}
+
+Result<> MachineTarget::pause() {
+  LETHE_TRY(check_not_stopping());
+  if (!x_machine.paused()) x_events.publish("paused");
+  x_machine.pause();
+  return {};
+}
+
+Result<> MachineTarget::resume() {
+  LETHE_TRY(check_not_stopping());
+  if (x_machine.paused()) x_events.publish("resumed");
+  x_machine.resume();
+  return {};
+}
+
+Result<> MachineTarget::power_button() {
+  x_run.press_power_button();
+  return {};
+}
+
+Result<> MachineTarget::reset() {
+  LETHE_TRY(check_not_stopping());
+  x_run.end_soon(Ending::kReset);
+  return {};
+}
+
+Result<> MachineTarget::kill() {
+  x_run.end_soon(Ending::kForced);
+  return {};
+}
+
 void MachineTarget::refresh(std::function<void()> done) {
   MemoryReturn* const memory = x_machine.memory_return();
-  if (memory == nullptr || !x_config.balloon.statistics) return done();
+  if (memory == nullptr || !x_config.balloon.statistics || x_machine.paused()) return done();
   const auto age = std::chrono::steady_clock::now() - memory->balloon().statistics().when;
   if (age < kStatisticsAge) return done();
   // Whichever comes first, the guest or the timer, ends the wait; the other one finds it gone.
@@ -156,6 +195,14 @@ Result<> MachineTarget::reclaim(uint64_t bytes, std::function<void(uint64_t)> pr
     x_loop.post([weak, purged] {
       if (const auto alive = weak.lock()) alive->progress(purged);
     });
+  if (x_machine.paused()) {
+    x_loop.post([this, weak, purged] {
+      const auto alive = weak.lock();
+      if (!alive || x_pulls.erase(alive) == 0) return;
+      alive->done({.bytes = purged, .text = "the guest is paused: only the host's caches gave"});
+    });
+    return {};
+  }
   memory->balloon().pull(
       bytes - std::min(bytes, purged),
       [&loop = x_loop, weak, purged](uint64_t so_far) {

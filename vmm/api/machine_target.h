@@ -16,19 +16,38 @@ struct RunHistory {
   uint64_t boots = 0;
 };
 
-// Threading: the main loop's thread. `machine`, `gui`, `history` and `stopping` must outlive it.
+// The run around a machine, which ends and begins it.
+class RunControl {
+ public:
+  virtual ~RunControl() = default;
+  // The VM is to end: a signal asked for it.
+  [[nodiscard]] virtual bool stopping() const = 0;
+  // Resumes a paused machine first.
+  virtual void press_power_button() = 0;
+  // The machine's end, soon: the loop goes on first. By `kReset` another machine follows.
+  virtual void end_soon(Ending ending) = 0;
+};
+
+// Threading: the main loop's thread. What it is given must outlive it; `gui` may be null.
 class MachineTarget final : public ApiTarget {
  public:
   MachineTarget(const VmConfig& config, EventLoop& loop, Machine& machine, Gui* gui,
-                const RunHistory& history, const bool& stopping)
+                const RunHistory& history, RunControl& run, Events& events)
       : x_config(config),
         x_loop(loop),
         x_machine(machine),
         x_gui(gui),
         x_history(history),
-        x_stopping(stopping) {}
+        x_run(run),
+        x_events(events) {}
 
   [[nodiscard]] VmState state() override;
+  [[nodiscard]] Result<> pause() override;
+  [[nodiscard]] Result<> resume() override;
+  [[nodiscard]] Result<> power_button() override;
+  [[nodiscard]] Result<> reset() override;
+  [[nodiscard]] Result<> kill() override;
+  [[nodiscard]] Events& events() override { return x_events; }
   void refresh(std::function<void()> done) override;
   void report_metrics(MetricSink& sink) override;
   [[nodiscard]] std::vector<DecisionLine> decisions() override;
@@ -41,6 +60,8 @@ class MachineTarget final : public ApiTarget {
                                  std::function<void(ReclaimEnd)> done) override;
 
  private:
+  [[nodiscard]] Result<> check_not_stopping() const;
+
   struct Wait {  // for the guest's statistics
     std::function<void()> done;
     std::unique_ptr<EventLoop::Timer> timer;
@@ -55,7 +76,8 @@ class MachineTarget final : public ApiTarget {
   Machine& x_machine;
   Gui* const x_gui;  // null: none
   const RunHistory& x_history;
-  const bool& x_stopping;
+  RunControl& x_run;
+  Events& x_events;
   std::set<std::shared_ptr<Wait>> x_waits;
   std::set<std::shared_ptr<Pull>> x_pulls;
 };

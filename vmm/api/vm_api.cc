@@ -2,31 +2,20 @@
 
 #include <fmt/format.h>
 
-#include <array>
+#include <algorithm>
 #include <boost/json/object.hpp>
-#include <boost/json/serialize.hpp>
 #include <boost/json/value.hpp>
+#include <charconv>
 
 #include "vmm/api/api_body.h"
+#include "vmm/api/events.h"
 #include "vmm/api/metric_writers.h"
 #include "vmm/config_schema.h"
-#include "vmm/suggest.h"
 
 namespace lethe {
 namespace json = boost::json;
 
 namespace {
-
-void get_state(ApiTarget& target, const HttpRequest&, const ReplyPtr& reply) {
-  const VmState state = target.state();
-  reply->send(json_answer({{"name", state.name},
-                           {"state", state.state},
-                           {"pid", state.pid},
-                           {"uptime_s", state.uptime_s},
-                           {"boots", state.boots},
-                           {"cpus", state.cpus},
-                           {"memory_bytes", state.memory_bytes}}));
-}
 
 // The metrics' object with one more member.
 std::string stats_text(ApiTarget& target) {
@@ -44,26 +33,27 @@ std::string stats_text(ApiTarget& target) {
   return text + "]}\n";
 }
 
-void get_stats(ApiTarget& target, const HttpRequest&, const ReplyPtr& reply) {
-  target.refresh([&target, reply] { reply->send({.body = stats_text(target)}); });
+void get_stats(const ApiCall& call) {
+  call.target.refresh(
+      [&target = call.target, reply = call.reply] { reply->send({.body = stats_text(target)}); });
 }
 
-void get_metrics(ApiTarget& target, const HttpRequest&, const ReplyPtr& reply) {
-  target.refresh([&target, reply] {
+void get_metrics(const ApiCall& call) {
+  call.target.refresh([&target = call.target, reply = call.reply] {
     PrometheusWriter writer;
     target.report_metrics(writer);
     reply->send({.body = writer.text(), .type = PrometheusWriter::kContentType});
   });
 }
 
-void get_memory(ApiTarget& target, const HttpRequest&, const ReplyPtr& reply) {
-  const MemorySettings memory = target.memory();
-  reply->send(json_answer({{"policy", memory.policy},
-                           {"policy_now", memory.policy_now},
-                           {"auto", memory.automatic},
-                           {"pool_max", memory.pool_max},
-                           {"balloon_target", memory.balloon_target},
-                           {"balloon_actual", memory.balloon_actual}}));
+void get_memory(const ApiCall& call) {
+  const MemorySettings memory = call.target.memory();
+  call.answer({{"policy", memory.policy},
+               {"policy_now", memory.policy_now},
+               {"auto", memory.automatic},
+               {"pool_max", memory.pool_max},
+               {"balloon_target", memory.balloon_target},
+               {"balloon_actual", memory.balloon_actual}});
 }
 
 tl::expected<MemoryChange, std::string> memory_change(const json::object& object) {
@@ -85,71 +75,93 @@ tl::expected<MemoryChange, std::string> memory_change(const json::object& object
       (key == "pool_max" ? change.pool_max : change.balloon_target) = *bytes;
     } else {
       constexpr std::string_view kKnown[] = {"policy", "auto", "pool_max", "balloon_target"};
-      return tl::unexpected(
-          fmt::format("'{}' can't be set{}", printable(key), did_you_mean(key, kKnown)));
+      return unknown_key(key, kKnown);
     }
   }
   return change;
 }
 
-void put_memory(ApiTarget& target, const HttpRequest& request, const ReplyPtr& reply) {
-  const auto object = parse_body(request);
-  if (!object) return reply->send(object.error());
+void put_memory(const ApiCall& call) {
+  const auto object = parse_body(call.request);
+  if (!object) return call.reply->send(object.error());
   const auto change = memory_change(*object);
-  if (!change) return reply->send(http_error(400, change.error()));
-  if (const auto set = target.set_memory(*change); !set)
-    return reply->send(http_error(409, set.error().text));
-  get_memory(target, request, reply);
+  if (!change) return call.refuse(400, change.error());
+  if (const auto set = call.target.set_memory(*change); !set)
+    return call.refuse(409, set.error().text);
+  call.target.events().publish("memory");
+  get_memory(call);
 }
 
 // One JSON object a line: progress, and the end.
-void post_reclaim(ApiTarget& target, const HttpRequest& request, const ReplyPtr& reply) {
-  const auto object = parse_body(request);
+void post_reclaim(const ApiCall& call) {
+  const ReplyPtr& reply = call.reply;
+  const auto object = parse_body(call.request);
   if (!object) return reply->send(object.error());
   const json::value* const wanted = object->if_contains("bytes");
   if (wanted == nullptr || object->size() != 1)
-    return reply->send(http_error(400, "the body must be {\"bytes\": N} or {\"bytes\": \"all\"}"));
+    return call.refuse(400, "the body must be {\"bytes\": N} or {\"bytes\": \"all\"}");
   uint64_t bytes = UINT64_MAX;
   if (!wanted->is_string() || wanted->get_string() != "all") {
     const auto number = bytes_of("bytes", *wanted);
-    if (!number) return reply->send(http_error(400, number.error() + ", or \"all\""));
+    if (!number) return call.refuse(400, number.error() + ", or \"all\"");
     bytes = *number;
   }
   // Both callbacks come later, so the stream has begun by then.
-  const auto started = target.reclaim(
+  const auto started = call.target.reclaim(
       bytes,
       [reply](uint64_t so_far) { (void)reply->write(fmt::format("{{\"bytes\":{}}}\n", so_far)); },
-      [reply](const ReclaimEnd& end) {
+      [reply, &events = call.target.events()](const ReclaimEnd& end) {
+        events.publish("reclaimed", {{"bytes", end.bytes}, {"complete", end.complete}});
         (void)reply->write(
             fmt::format("{{\"bytes\":{},\"took_ms\":{},\"complete\":{},\"text\":{}}}\n", end.bytes,
                         end.took.count(), end.complete, json_quote(end.text)));
         reply->end();
       });
-  if (!started) return reply->send(http_error(409, started.error().text));
+  if (!started) return call.refuse(409, started.error().text);
   reply->begin(200, "application/x-ndjson");
 }
 
-struct Route {
-  std::string_view path;
-  std::string_view method;
-  void (*run)(ApiTarget&, const HttpRequest&, const ReplyPtr&);
+constexpr ApiRoute kRoutes[] = {
+    {"/state", "GET", get_state},     {"/pause", "POST", post_pause},
+    {"/resume", "POST", post_resume}, {"/power-button", "POST", post_power_button},
+    {"/reset", "POST", post_reset},   {"/kill", "POST", post_kill},
+    {"/events", "GET", get_events},   {"/stats", "GET", get_stats},
+    {"/metrics", "GET", get_metrics}, {"/memory", "GET", get_memory},
+    {"/memory", "PUT", put_memory},   {"/memory/reclaim", "POST", post_reclaim},
+    {"/gui", "GET", get_gui},         {"/gui", "PATCH", patch_gui},
+    {"/log", "GET", get_log},         {"/log", "PATCH", patch_log},
 };
 
-constexpr std::array kRoutes = {
-    Route{"/state", "GET", get_state},     Route{"/stats", "GET", get_stats},
-    Route{"/metrics", "GET", get_metrics}, Route{"/memory", "GET", get_memory},
-    Route{"/memory", "PUT", put_memory},   Route{"/memory/reclaim", "POST", post_reclaim},
-    Route{"/gui", "GET", get_gui},         Route{"/gui", "PATCH", patch_gui},
-    Route{"/log", "GET", get_log},         Route{"/log", "PATCH", patch_log},
-};
+constexpr std::string_view kNumber = "{n}";
+constexpr size_t kNumberDigitsMax = 5;
+
+// Whether the path is the pattern's; the number in the place of its {n}, else 0.
+std::optional<uint32_t> match(std::string_view pattern, std::string_view path) {
+  const size_t at = pattern.find(kNumber);
+  if (at == std::string_view::npos)
+    return pattern == path ? std::optional<uint32_t>(0) : std::nullopt;
+  if (!path.starts_with(pattern.substr(0, at))) return std::nullopt;
+  path.remove_prefix(at);
+  const size_t digits = std::min(path.find_first_not_of("0123456789"), path.size());
+  if (digits == 0 || digits > kNumberDigitsMax ||
+      path.substr(digits) != pattern.substr(at + kNumber.size()))
+    return std::nullopt;
+  uint32_t number = 0;
+  (void)std::from_chars(path.data(), path.data() + digits, number);
+  return number;
+}
 
 }  // namespace
 
+std::span<const ApiRoute> api_routes() { return kRoutes; }
+
 void answer_api(ApiTarget& target, const HttpRequest& request, std::shared_ptr<HttpReply> reply) {
   std::string allowed;
-  for (const Route& route : kRoutes) {
-    if (route.path != request.path) continue;
-    if (route.method == request.method) return route.run(target, request, reply);
+  for (const ApiRoute& route : kRoutes) {
+    const auto number = match(route.path, request.path);
+    if (!number) continue;
+    if (route.method == request.method)
+      return route.run({target, request, std::move(reply), *number});
     allowed += (allowed.empty() ? "" : ", ") + std::string(route.method);
   }
   if (allowed.empty())

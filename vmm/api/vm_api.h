@@ -18,9 +18,11 @@
 
 namespace lethe {
 
+class Events;
+
 struct VmState {
   std::string name;
-  std::string state;  // "running", "stopping"
+  std::string state;  // "running", "paused", "stopping"
   uint64_t pid = 0;
   double uptime_s = 0;  // since `lethe run` began
   uint64_t boots = 0;   // how often the guest was started, 1 the first time
@@ -81,6 +83,16 @@ class ApiTarget {
  public:
   virtual ~ApiTarget() = default;
   [[nodiscard]] virtual VmState state() = 0;
+  // The guest's processors stand still from the one to the other. Both are harmless twice. Errors
+  // of these: one line that says why not now.
+  [[nodiscard]] virtual Result<> pause() = 0;
+  [[nodiscard]] virtual Result<> resume() = 0;
+  // A paused guest is resumed: it could not hear the button. What the guest does is its business.
+  [[nodiscard]] virtual Result<> power_button() = 0;
+  // Both happen soon after this has returned: a new machine, or the end of the run.
+  [[nodiscard]] virtual Result<> reset() = 0;
+  [[nodiscard]] virtual Result<> kill() = 0;
+  [[nodiscard]] virtual Events& events() = 0;
   // Asks the guest for its statistics, if the last ones are old; `done` runs on the main loop when
   // they are there, or soon, perhaps before this returns.
   virtual void refresh(std::function<void()> done) = 0;

@@ -5,71 +5,20 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <fstream>
+
 #include "base/log.h"
+#include "vmm/api/api_body.h"
 #include "vmm/api/fake_api_client.h"
+#include "vmm/api/fake_target.h"
 #include "vmm/api/http_client.h"
+#include "vmm/api/openapi_test_util.h"
 
 namespace lethe {
 namespace {
 
 using testing::HasSubstr;
-
-class FakeTarget final : public ApiTarget {
- public:
-  [[nodiscard]] VmState state() override {
-    return {.name = "vm",
-            .state = "running",
-            .pid = 42,
-            .uptime_s = 1.5,
-            .boots = 2,
-            .cpus = 4,
-            .memory_bytes = 128 * kMiB};
-  }
-  void refresh(std::function<void()> done) override { done(); }
-  [[nodiscard]] std::vector<DecisionLine> decisions() override {
-    return {{1.25, "pool to 64 MiB: \"pressure\""}, {60, "older"}};
-  }
-  void report_metrics(MetricSink& sink) override {
-    sink.counter("lethe_a_b_total", "Help.", 7, {{"k", "v"}});
-  }
-  [[nodiscard]] MemorySettings memory() override { return settings; }
-  [[nodiscard]] Result<> set_memory(const MemoryChange& asked) override {
-    change = asked;
-    if (refuse) return host_error("no balloon");
-    if (asked.balloon_target) settings.balloon_target = *asked.balloon_target;
-    return {};
-  }
-  [[nodiscard]] Result<GuiSettings> gui() override {
-    if (refuse) return host_error("no GUI");
-    return gui_settings;
-  }
-  [[nodiscard]] Result<> set_gui(const GuiChange& asked) override {
-    gui_asked = asked;
-    if (refuse) return host_error("no GUI");
-    if (asked.orphan_bytes_max) gui_settings.orphan_bytes_max = *asked.orphan_bytes_max;
-    return {};
-  }
-  [[nodiscard]] std::vector<GuiBuffers> gui_buffers() override {
-    return {{"live", 3, 4096}, {"leaked", 0, 0}};
-  }
-  [[nodiscard]] Result<> reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,
-                                 std::function<void(ReclaimEnd)> done) override {
-    if (refuse) return host_error("one pull is under way");
-    pulled = bytes;
-    on_progress = std::move(progress);
-    on_done = std::move(done);
-    return {};
-  }
-
-  MemorySettings settings{.policy = "auto", .policy_now = "pool"};
-  MemoryChange change;
-  GuiSettings gui_settings{.free_per_iteration = 10000, .orphan_ms_max = 5};
-  GuiChange gui_asked;
-  bool refuse = false;
-  std::optional<uint64_t> pulled;
-  std::function<void(uint64_t)> on_progress;
-  std::function<void(ReclaimEnd)> on_done;
-};
 
 class VmApi : public testing::Test {
  protected:
@@ -78,7 +27,18 @@ class VmApi : public testing::Test {
     const auto answer =
         http_request({.socket = x_served.path(), .method = method, .path = path, .body = body});
     EXPECT_TRUE(answer) << answer.error().text;
-    return answer ? *answer : ClientAnswer{};
+    if (!answer) return {};
+    const std::string file_path = path.substr(0, path.find('?'));
+    EXPECT_EQ(openapi().check_answer(method, file_path, answer->status, answer->type, answer->body),
+              "")
+        << method << " " << path;
+    if (answer->status < 300)
+      EXPECT_EQ(openapi().check_request(method, file_path, body), "") << method << " " << path;
+    return *answer;
+  }
+  static const OpenApi& openapi() {
+    static const OpenApi document(LETHE_SOURCE_DIR "/docs/openapi.json");
+    return document;
   }
   void expect_refused(unsigned status, const std::string& method, const std::string& path,
                       const std::string& body, const std::string& text) {
@@ -87,6 +47,10 @@ class VmApi : public testing::Test {
     EXPECT_EQ(answer.status, status);
     EXPECT_THAT(answer.body, testing::StartsWith("{\"error\":\""));
     EXPECT_THAT(answer.body, HasSubstr(text));
+  }
+
+  void TearDown() override {
+    x_served.thread().run_and_wait([this] { x_target.hub.detach(); });
   }
 
   FakeTarget x_target;
@@ -101,6 +65,43 @@ TEST_F(VmApi, tells_its_state) {
   EXPECT_EQ(answer.body,
             "{\"name\":\"vm\",\"state\":\"running\",\"pid\":42,\"uptime_s\":1.5E0,\"boots\":2,"
             "\"cpus\":4,\"memory_bytes\":134217728}\n");
+}
+
+TEST_F(VmApi, every_path_is_in_the_document_and_the_reverse) {
+  std::vector<OpenApi::Operation> routes;
+  std::ifstream stream(LETHE_SOURCE_DIR "/docs/api.md");
+  const std::string text{std::istreambuf_iterator<char>(stream), {}};
+  for (const ApiRoute& route : api_routes()) {
+    routes.push_back({std::string(route.path), std::string(route.method)});
+    EXPECT_THAT(text, HasSubstr(fmt::format("| `{} {}` |", route.method, route.path)));
+  }
+  std::ranges::sort(routes);
+  EXPECT_EQ(std::ranges::adjacent_find(routes), routes.end()) << "a route is there twice";
+  EXPECT_EQ(routes, openapi().operations());
+}
+
+TEST_F(VmApi, the_run_is_driven) {
+  const auto done = [this](const char* path, unsigned status, const char* word) {
+    SCOPED_TRACE(path);
+    EXPECT_EQ(ask("POST", path).status, status);
+    EXPECT_EQ(x_target.word, word);
+  };
+  done("/pause", 200, "paused");
+  EXPECT_THAT(ask("GET", "/state").body, HasSubstr("\"state\":\"paused\""));
+  done("/resume", 200, "running");
+  done("/power-button", 202, "button");
+  done("/reset", 202, "reset");
+  done("/kill", 202, "killed");
+  EXPECT_EQ(ask("POST", "/pause", "{}").status, 200u);
+  x_target.word = "";
+  x_target.refuse = true;
+  for (const char* path : {"/pause", "/resume", "/power-button", "/reset", "/kill"}) {
+    expect_refused(409, "POST", path, "", "the VM is stopping");
+    expect_refused(400, "POST", path, "{\"force\":true}", "the body must be empty, or {}");
+    expect_refused(400, "POST", path, "now", "the body is no JSON");
+    expect_refused(405, "GET", path, "", "takes POST, not GET");
+  }
+  EXPECT_EQ(x_target.word, "");
 }
 
 TEST_F(VmApi, tells_metrics_in_two_forms) {
