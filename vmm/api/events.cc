@@ -49,14 +49,16 @@ void Events::detach() {
 
 void Events::subscribe(std::shared_ptr<HttpReply> reply, std::optional<uint64_t> last_known) {
   std::erase_if(x_listeners, [](const Listener& listener) { return listener.reply->gone(); });
-  reply->begin(200, "text/event-stream");
+  uint64_t next = 0;
   {
     const MutexLock lock(x_mutex);
-    uint64_t next = last_known ? *last_known + 1 : x_next;
+    next = last_known ? *last_known + 1 : x_next;
     if (next == 0 || next > x_next) next = x_next - x_kept.size();
-    x_listeners.push_back({std::move(reply), next});
     x_wanted = true;
   }
+  // Who has seen the stream begin misses nothing.
+  reply->begin(200, "text/event-stream");
+  x_listeners.push_back({std::move(reply), next});
   deliver();
 }
 

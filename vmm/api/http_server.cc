@@ -7,8 +7,8 @@
 #include <sys/un.h>
 
 #include <boost/asio/local/stream_protocol.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/core/string.hpp>
 #include <boost/beast/http/parser.hpp>
@@ -31,6 +31,7 @@ namespace {
 using Protocol = asio::local::stream_protocol;
 
 constexpr size_t kReadChunk = 4096;
+constexpr size_t kSentBytesKept = 64 * 1024;
 constexpr int kBacklog = 128;
 constexpr std::chrono::milliseconds kAcceptRetry{100};  // the host is out of descriptors
 
@@ -82,10 +83,12 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   void dispatch();
   void refuse(const error_code& error);
   void arm(std::chrono::milliseconds delay, void (Connection::*expired)());
+  void disarm();
   void on_slow_request();
   void send_out(std::string_view bytes);
-  void flush();
-  void on_written();
+  void push();
+  void wait_for_room();
+  void on_answer_sent();
   void watch_hang_up();
 
   const std::shared_ptr<Shared> x_shared;
@@ -100,12 +103,12 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   bool x_keep_alive = false;
   bool x_head_only = false;  // HEAD: an answer without its body
   bool x_chunked = false;    // the stream that is being sent
-  bool x_answered = false;   // the whole answer is in x_out and x_queued
+  bool x_answered = false;   // the whole answer is in x_out, or sent
   bool x_closed = false;
-  bool x_writing = false;
+  bool x_waits_for_room = false;  // in the socket
   bool x_watches_hang_up = false;
-  std::string x_out;     // with the kernel now
-  std::string x_queued;  // behind it
+  std::string x_out;
+  size_t x_sent = 0;  // of x_out
 };
 
 class Reply final : public HttpReply {
@@ -208,8 +211,7 @@ void Connection::on_slow_request() {
 }
 
 void Connection::dispatch() {
-  ++x_timer_generation;
-  x_timer.cancel();
+  disarm();
   x_keep_alive = x_parser->get().keep_alive();
   x_chunked = x_parser->get().version() >= 11;
   const auto message = x_parser->release();
@@ -227,6 +229,7 @@ void Connection::dispatch() {
 
 void Connection::answer(HttpAnswer answer) {
   if (x_closed) return;
+  disarm();
   x_answered = true;
   std::string head = head_of(answer.status, answer.type);
   if (!answer.allow.empty()) head += fmt::format("Allow: {}\r\n", answer.allow);
@@ -255,7 +258,7 @@ void Connection::watch_hang_up() {
 bool Connection::write_piece(std::string_view piece) {
   if (x_closed) return false;
   if (piece.empty()) return true;  // an empty chunk would be the last one
-  if (x_queued.size() + piece.size() > x_limits.unread_bytes_max) {
+  if (x_out.size() - x_sent + piece.size() > x_limits.unread_bytes_max) {
     close();
     return false;
   }
@@ -263,46 +266,63 @@ bool Connection::write_piece(std::string_view piece) {
     send_out(fmt::format("{:x}\r\n{}\r\n", piece.size(), piece));
   else
     send_out(piece);
-  return true;
+  return !x_closed;
 }
 
 void Connection::end_stream() {
   if (x_closed) return;
   x_answered = true;
-  if (x_chunked) return send_out("0\r\n\r\n");
-  if (!x_writing) close();
+  send_out(x_chunked ? "0\r\n\r\n" : "");
 }
 
 void Connection::send_out(std::string_view bytes) {
-  x_queued += bytes;
-  if (!x_writing) flush();
+  if (x_sent > kSentBytesKept) x_out.erase(0, std::exchange(x_sent, 0));
+  x_out += bytes;
+  if (!x_waits_for_room) push();
 }
 
-void Connection::flush() {
-  x_writing = true;
-  x_out.swap(x_queued);
-  x_queued.clear();
-  arm(x_limits.write_max, &Connection::close);
-  asio::async_write(x_socket, asio::buffer(x_out),
-                    [self = shared_from_this()](const error_code& error, size_t) {
-                      if (self->x_closed) return;
-                      if (error) return self->close();
-                      self->on_written();
-                    });
-}
-
-void Connection::on_written() {
-  x_writing = false;
-  ++x_timer_generation;
-  x_timer.cancel();
-  if (!x_queued.empty()) return flush();
-  if (!x_answered) {
-    // Between the pieces of a stream, or after 100 Continue, whose body has its deadline again.
-    if (x_parser && !x_parser->is_done()) arm(x_limits.request_max, &Connection::on_slow_request);
-    return;
+// As much as the kernel takes, at once: what a VM says last must be out before its loop ends.
+void Connection::push() {
+  while (x_sent < x_out.size()) {
+    const ssize_t now = ::send(x_socket.native_handle(), x_out.data() + x_sent,
+                               x_out.size() - x_sent, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (now < 0 && errno == EINTR) continue;
+    if (now < 0 && errno == EAGAIN) return wait_for_room();
+    if (now < 0) return close();
+    x_sent += static_cast<size_t>(now);
   }
+  x_out.clear();
+  x_sent = 0;
+  if (!x_answered) return;
+  // Not from here: the handler that answers may still be at work.
+  asio::post(x_socket.get_executor(), [self = shared_from_this()] { self->on_answer_sent(); });
+}
+
+void Connection::wait_for_room() {
+  x_waits_for_room = true;
+  arm(x_limits.write_max, &Connection::close);
+  x_socket.async_wait(Protocol::socket::wait_write,
+                      [self = shared_from_this()](const error_code& error) {
+                        self->x_waits_for_room = false;
+                        if (self->x_closed) return;
+                        if (error) return self->close();
+                        self->disarm();
+                        // A body that was told to continue has its deadline again.
+                        if (!self->x_answered && self->x_parser && !self->x_parser->is_done())
+                          self->arm(self->x_limits.request_max, &Connection::on_slow_request);
+                        self->push();
+                      });
+}
+
+void Connection::on_answer_sent() {
+  if (x_closed) return;
   if (x_keep_alive) return start_request();
   close();
+}
+
+void Connection::disarm() {
+  ++x_timer_generation;
+  x_timer.cancel();
 }
 
 void Connection::arm(std::chrono::milliseconds delay, void (Connection::*expired)()) {
@@ -319,6 +339,7 @@ void Connection::close() {
   x_closed = true;
   x_shared->connections.erase(this);  // replies may be held for long
   x_timer.cancel();
+  x_out = {};
   error_code ignored;
   x_socket.shutdown(Protocol::socket::shutdown_both, ignored);
   x_socket.close(ignored);
