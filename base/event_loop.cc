@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/epoll.h>
+#include <unistd.h>
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
@@ -15,18 +16,13 @@
 
 #include "base/assert.h"
 #include "base/event_loop_asio.h"
+#include "base/event_loop_impl.h"
 #include "base/mutex.h"
 #include "base/unique_fd.h"
 
 namespace lethe {
 namespace asio = boost::asio;
 using boost::system::error_code;
-
-struct EventLoop::Impl {
-  asio::io_context context{1};
-  std::optional<asio::executor_work_guard<asio::io_context::executor_type>> work{
-      context.get_executor()};
-};
 
 namespace {
 
@@ -134,47 +130,88 @@ Result<> check_pollable(int fd) {
   return {};
 }
 
-Result<std::unique_ptr<EventLoop::Watch>> watch(asio::io_context& context, int fd,
-                                                asio::posix::descriptor_base::wait_type type,
-                                                EventLoop::Callback callback) {
-  LETHE_TRY(check_pollable(fd));
-  // A duplicate, since the registration closes what it holds, and since one descriptor can be
-  // registered only once with epoll while we may want both directions of it.
-  UniqueFd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
-  if (!copy.valid()) return host_error("cannot duplicate descriptor {}: {}", fd, errno_text(errno));
-  auto state = std::make_shared<DescriptorState>(context, type, std::move(callback));
-  error_code error;
-  state->descriptor.assign(copy.get(), error);
-  if (error) return host_error("cannot watch descriptor {}: {}", fd, error.message());
-  (void)copy.release();
-  state->arm();
-  return std::make_unique<DescriptorWatch>(std::move(state));
+using Wait = EventLoop::Impl::Wait;
+constexpr auto wait_type(Wait wait) {
+  switch (wait) {
+    case Wait::kReadable:
+      return asio::posix::descriptor_base::wait_read;
+    case Wait::kWritable:
+      return asio::posix::descriptor_base::wait_write;
+    case Wait::kPriority:
+      break;
+  }
+  return asio::posix::descriptor_base::wait_error;
 }
+
+class AsioEngine final : public EventLoop::Impl {
+ public:
+  Result<std::unique_ptr<EventLoop::Watch>> watch(int fd, Wait wait,
+                                                  EventLoop::Callback callback) override {
+    LETHE_TRY(check_pollable(fd));
+    // A duplicate, since the registration closes what it holds, and since one descriptor can be
+    // registered only once with epoll while we may want both directions of it.
+    UniqueFd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    if (!copy.valid())
+      return host_error("cannot duplicate descriptor {}: {}", fd, errno_text(errno));
+    auto state = std::make_shared<DescriptorState>(x_context, wait_type(wait), std::move(callback));
+    error_code error;
+    state->descriptor.assign(copy.get(), error);
+    if (error) return host_error("cannot watch descriptor {}: {}", fd, error.message());
+    (void)copy.release();
+    state->arm();
+    return std::make_unique<DescriptorWatch>(std::move(state));
+  }
+  Result<std::unique_ptr<EventLoop::Watch>> watch_event(int event_fd,
+                                                        EventLoop::Callback callback) override {
+    return watch(event_fd, Wait::kReadable, [event_fd, callback = std::move(callback)] {
+      uint64_t count = 0;
+      if (::read(event_fd, &count, sizeof count) > 0) callback();
+    });
+  }
+  std::unique_ptr<EventLoop::Timer> make_timer(EventLoop::Callback callback) override {
+    return std::make_unique<AsioTimer>(x_context, std::move(callback));
+  }
+  void post(EventLoop::Callback work) override { asio::post(x_context, std::move(work)); }
+  void run() override {
+    x_context.restart();
+    x_context.run();
+  }
+  void stop() override {
+    asio::post(x_context, [this] { x_context.stop(); });
+  }
+  asio::io_context* asio() override { return &x_context; }
+
+ private:
+  asio::io_context x_context{1};
+  std::optional<asio::executor_work_guard<asio::io_context::executor_type>> x_work{
+      x_context.get_executor()};
+};
 
 }  // namespace
 
-EventLoop::EventLoop() : x_impl(std::make_unique<Impl>()) {}
+EventLoop::EventLoop(Engine engine)
+    : x_impl(engine == Engine::kEpoll ? make_epoll_engine() : std::make_unique<AsioEngine>()) {}
 EventLoop::~EventLoop() = default;
 
 Result<std::unique_ptr<EventLoop::Watch>> EventLoop::watch_readable(int fd, Callback callback) {
-  return watch(x_impl->context, fd, asio::posix::descriptor_base::wait_read, std::move(callback));
+  return x_impl->watch(fd, Wait::kReadable, std::move(callback));
 }
-
 Result<std::unique_ptr<EventLoop::Watch>> EventLoop::watch_writable(int fd, Callback callback) {
-  return watch(x_impl->context, fd, asio::posix::descriptor_base::wait_write, std::move(callback));
+  return x_impl->watch(fd, Wait::kWritable, std::move(callback));
 }
-
 Result<std::unique_ptr<EventLoop::Watch>> EventLoop::watch_priority(int fd, Callback callback) {
-  return watch(x_impl->context, fd, asio::posix::descriptor_base::wait_error, std::move(callback));
+  return x_impl->watch(fd, Wait::kPriority, std::move(callback));
 }
-
+Result<std::unique_ptr<EventLoop::Watch>> EventLoop::watch_event(int event_fd, Callback callback) {
+  return x_impl->watch_event(event_fd, std::move(callback));
+}
 std::unique_ptr<EventLoop::Timer> EventLoop::make_timer(Callback callback) {
-  return std::make_unique<AsioTimer>(x_impl->context, std::move(callback));
+  return x_impl->make_timer(std::move(callback));
 }
 
 Result<std::unique_ptr<EventLoop::Watch>> EventLoop::watch_signals(
     std::initializer_list<int> signals, std::function<void(int)> callback) {
-  auto state = std::make_shared<SignalState>(x_impl->context, std::move(callback));
+  auto state = std::make_shared<SignalState>(asio_context(*this), std::move(callback));
   for (const int signal : signals) {
     error_code error;
     state->set.add(signal, error);
@@ -184,25 +221,23 @@ Result<std::unique_ptr<EventLoop::Watch>> EventLoop::watch_signals(
   return std::make_unique<SignalWatch>(std::move(state));
 }
 
-asio::io_context& asio_context(EventLoop& loop) { return loop.x_impl->context; }
-
-void EventLoop::post(Callback work) { asio::post(x_impl->context, std::move(work)); }
-
-void EventLoop::run() {
-  x_impl->context.restart();
-  x_impl->context.run();
+asio::io_context& asio_context(EventLoop& loop) {
+  asio::io_context* const context = loop.x_impl->asio();
+  LETHE_ASSERT(context != nullptr);
+  return *context;
 }
 
-void EventLoop::stop() {
-  asio::post(x_impl->context, [this] { x_impl->context.stop(); });
-}
+void EventLoop::post(Callback work) { x_impl->post(std::move(work)); }
+void EventLoop::run() { x_impl->run(); }
+void EventLoop::stop() { x_impl->stop(); }
 
 struct IoThread::Impl {
   std::thread thread;
 };
 
 IoThread::IoThread(const char* name)
-    : x_loop(std::make_unique<EventLoop>()), x_impl(std::make_unique<Impl>()) {
+    : x_loop(std::make_unique<EventLoop>(EventLoop::Engine::kEpoll)),
+      x_impl(std::make_unique<Impl>()) {
   x_impl->thread = std::thread([loop = x_loop.get(), name = std::string(name).substr(0, 15)] {
     pthread_setname_np(pthread_self(), name.c_str());
     loop->run();

@@ -1,11 +1,13 @@
 // One thread's event loop: descriptors, timers, posted work. Boost.Asio stays behind it
-// (base/event_loop.cc), so that no other file pays for its headers.
+// (base/event_loop.cc), so that no other file pays for its headers; so does the leaner engine of
+// the device threads (base/event_loop_epoll.cc).
 //
 // Threading: run() is called by one thread, which then runs every callback. post() and stop() may
 // be called from any thread; everything else only from the loop's thread, or before run().
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <functional>
 #include <memory>
 
@@ -20,8 +22,13 @@ namespace lethe {
 class EventLoop {
  public:
   using Callback = std::function<void()>;
+  struct Impl;  // base/event_loop_impl.h
+  enum class Engine : uint8_t {
+    kAsio,   // has all there is here
+    kEpoll,  // no signals and no Asio: what IoThread runs
+  };
 
-  EventLoop();
+  explicit EventLoop(Engine engine = Engine::kAsio);
   ~EventLoop();
   EventLoop(const EventLoop&) = delete;
   EventLoop& operator=(const EventLoop&) = delete;
@@ -40,6 +47,10 @@ class EventLoop {
   // The same for writable.
   [[nodiscard]] Result<std::unique_ptr<Watch>> watch_writable(int fd, Callback callback);
 
+  // Calls `callback` after each write to an eventfd, or once for several close together. It need
+  // not read the descriptor, and nobody else may.
+  [[nodiscard]] Result<std::unique_ptr<Watch>> watch_event(int event_fd, Callback callback);
+
   // Calls `callback` when `fd` has an exceptional condition (POLLPRI), or an error (POLLERR); it
   // must tell which by poll(2), and end a watch that reports an error, which lasts. A poll that is
   // not the watch's own may take the event away, for descriptors that forget it then (PSI
@@ -55,7 +66,8 @@ class EventLoop {
   };
   [[nodiscard]] std::unique_ptr<Timer> make_timer(Callback callback);
 
-  // Calls `callback` when one of the signals arrives. Only one loop of a process watches signals.
+  // Calls `callback` when one of the signals arrives. Only one loop of a process watches signals;
+  // its engine is Asio.
   [[nodiscard]] Result<std::unique_ptr<Watch>> watch_signals(std::initializer_list<int> signals,
                                                              std::function<void(int)> callback);
 
@@ -66,7 +78,6 @@ class EventLoop {
 
  private:
   friend boost::asio::io_context& asio_context(EventLoop& loop);  // base/event_loop_asio.h
-  struct Impl;
   std::unique_ptr<Impl> x_impl;
 };
 

@@ -26,7 +26,7 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 // A loop that ends by itself, with a failure, if a test forgets to stop it.
-class EventLoopTest : public testing::Test {
+class EventLoopTest : public testing::TestWithParam<EventLoop::Engine> {
  protected:
   void run() {
     guard_ = loop_.make_timer([this] {
@@ -44,11 +44,16 @@ class EventLoopTest : public testing::Test {
     run();
   }
 
-  EventLoop loop_;
+  EventLoop loop_{GetParam()};
   std::unique_ptr<EventLoop::Timer> guard_;
 };
+INSTANTIATE_TEST_SUITE_P(, EventLoopTest,
+                         testing::Values(EventLoop::Engine::kAsio, EventLoop::Engine::kEpoll),
+                         [](const auto& engine) {
+                           return engine.param == EventLoop::Engine::kAsio ? "asio" : "epoll";
+                         });
 
-TEST_F(EventLoopTest, watch_calls_each_time_the_descriptor_is_readable) {
+TEST_P(EventLoopTest, watch_calls_each_time_the_descriptor_is_readable) {
   const EventFd event = EventFd::create().value();
   int calls = 0;
   const auto watch = loop_.watch_readable(event.fd(), [&] {
@@ -64,7 +69,7 @@ TEST_F(EventLoopTest, watch_calls_each_time_the_descriptor_is_readable) {
   EXPECT_EQ(calls, 3);
 }
 
-TEST_F(EventLoopTest, watch_is_level_triggered) {
+TEST_P(EventLoopTest, watch_is_level_triggered) {
   const EventFd event = EventFd::create().value();
   int calls = 0;
   const auto watch = loop_.watch_readable(event.fd(), [&] {
@@ -76,7 +81,7 @@ TEST_F(EventLoopTest, watch_is_level_triggered) {
   EXPECT_GE(calls, 3);
 }
 
-TEST_F(EventLoopTest, destroyed_watch_is_not_called_and_leaves_the_descriptor_open) {
+TEST_P(EventLoopTest, destroyed_watch_is_not_called_and_leaves_the_descriptor_open) {
   const EventFd event = EventFd::create().value();
   int calls = 0;
   auto watch = loop_.watch_readable(event.fd(), [&] { ++calls; });
@@ -88,7 +93,7 @@ TEST_F(EventLoopTest, destroyed_watch_is_not_called_and_leaves_the_descriptor_op
   EXPECT_EQ(event.take(), 1U);
 }
 
-TEST_F(EventLoopTest, callback_may_destroy_its_own_watch) {
+TEST_P(EventLoopTest, callback_may_destroy_its_own_watch) {
   const EventFd event = EventFd::create().value();
   std::unique_ptr<EventLoop::Watch> watch;
   int calls = 0;
@@ -104,7 +109,7 @@ TEST_F(EventLoopTest, callback_may_destroy_its_own_watch) {
   EXPECT_EQ(calls, 1);
 }
 
-TEST_F(EventLoopTest, one_descriptor_can_be_watched_in_both_directions) {
+TEST_P(EventLoopTest, one_descriptor_can_be_watched_in_both_directions) {
   int fds[2];
   ASSERT_EQ(::pipe2(fds, O_CLOEXEC | O_NONBLOCK), 0);
   const UniqueFd read_end(fds[0]);
@@ -129,7 +134,7 @@ TEST_F(EventLoopTest, one_descriptor_can_be_watched_in_both_directions) {
 }
 
 // Out-of-band data of a TCP connection is what poll(2) calls priority.
-TEST_F(EventLoopTest, priority_watch_is_called_for_priority_and_not_for_ordinary_data) {
+TEST_P(EventLoopTest, priority_watch_is_called_for_priority_and_not_for_ordinary_data) {
   const UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_in address{};
   address.sin_family = AF_INET;
@@ -161,13 +166,120 @@ TEST_F(EventLoopTest, priority_watch_is_called_for_priority_and_not_for_ordinary
   EXPECT_EQ(calls, 1);
 }
 
-TEST_F(EventLoopTest, watch_refuses_a_closed_descriptor) {
+TEST_P(EventLoopTest, event_watch_is_called_for_each_write_though_nobody_reads) {
+  const EventFd event = EventFd::create().value();
+  int calls = 0;
+  const auto watch = loop_.watch_event(event.fd(), [&] {
+    if (++calls == 3)
+      loop_.stop();
+    else
+      event.signal();
+  });
+  ASSERT_TRUE(watch.has_value()) << watch.error().text;
+  event.signal();
+  run();
+  EXPECT_EQ(calls, 3);
+  run_what_is_ready();
+  EXPECT_EQ(calls, 3);  // the last signal() was one event
+}
+
+TEST_P(EventLoopTest, event_watch_sees_what_was_signalled_before_it) {
+  const EventFd event = EventFd::create().value();
+  event.signal();
+  const auto watch = loop_.watch_event(event.fd(), [&] { loop_.stop(); });
+  ASSERT_TRUE(watch.has_value()) << watch.error().text;
+  run();
+}
+
+TEST_P(EventLoopTest, event_watch_loses_no_write_of_another_thread) {
+  const EventFd event = EventFd::create().value();
+  std::atomic<int> written{0};
+  int seen = 0;
+  const auto watch = loop_.watch_event(event.fd(), [&] {
+    seen = written.load();
+    if (seen == 20'000) loop_.stop();
+  });
+  ASSERT_TRUE(watch.has_value()) << watch.error().text;
+  std::thread writer([&] {
+    for (int i = 0; i < 20'000; ++i) {
+      ++written;
+      event.signal();
+    }
+  });
+  run();
+  writer.join();
+  EXPECT_EQ(seen, 20'000);
+}
+
+// All of these are ready in one wake-up; the first callback ends the others' registrations.
+TEST_P(EventLoopTest, callback_may_destroy_other_watches_and_timers_that_are_due) {
+  std::vector<EventFd> events;
+  std::vector<std::unique_ptr<EventLoop::Watch>> watches;
+  std::vector<std::unique_ptr<EventLoop::Timer>> timers;
+  int calls = 0;
+  int fired = 0;
+  for (int i = 0; i < 8; ++i) {
+    events.push_back(EventFd::create().value());
+    events.back().signal();
+    auto watch = loop_.watch_event(events.back().fd(), [&] {
+      ++calls;
+      watches.clear();
+    });
+    ASSERT_TRUE(watch.has_value()) << watch.error().text;
+    watches.push_back(std::move(*watch));
+    timers.push_back(loop_.make_timer([&] {
+      ++fired;
+      timers.clear();
+    }));
+    timers.back()->start(milliseconds(1));
+  }
+  run_what_is_ready();
+  EXPECT_EQ(calls, 1);
+  EXPECT_EQ(fired, 1);
+}
+
+TEST_P(EventLoopTest, timers_fire_in_the_order_of_their_times) {
+  std::vector<int> order;
+  std::vector<std::unique_ptr<EventLoop::Timer>> timers;
+  for (const int at : {3, 1, 2}) {
+    timers.push_back(loop_.make_timer([&order, at] { order.push_back(at); }));
+    timers.back()->start(milliseconds(at));
+  }
+  ::usleep(5000);  // all are due when the loop looks
+  run_what_is_ready();
+  EXPECT_EQ(order, std::vector<int>({1, 2, 3}));
+}
+
+TEST_P(EventLoopTest, work_posted_by_work_runs_in_order_and_lets_descriptors_in_between) {
+  const EventFd event = EventFd::create().value();
+  const auto watch = loop_.watch_event(event.fd(), [&] { loop_.stop(); });
+  ASSERT_TRUE(watch.has_value()) << watch.error().text;
+  event.signal();
+  std::function<void()> again = [&] { loop_.post(again); };
+  loop_.post(again);  // never ends by itself
+  run();
+}
+
+// A loop that never runs again lets go of what was posted to it, and of the watches in there.
+TEST_P(EventLoopTest, destroyed_loop_destroys_work_that_holds_a_watch) {
+  const EventFd event = EventFd::create().value();
+  auto loop = std::make_unique<EventLoop>(GetParam());
+  auto watch = loop->watch_event(event.fd(), [] {});
+  ASSERT_TRUE(watch.has_value()) << watch.error().text;
+  auto held = std::make_shared<std::unique_ptr<EventLoop::Watch>>(std::move(*watch));
+  const std::weak_ptr<std::unique_ptr<EventLoop::Watch>> seen = held;
+  loop->post([held = std::move(held)] {});
+  loop.reset();
+  EXPECT_TRUE(seen.expired());
+}
+
+TEST_P(EventLoopTest, watch_refuses_a_closed_descriptor) {
   const auto watch = loop_.watch_readable(-1, [] {});
   ASSERT_FALSE(watch.has_value());
   EXPECT_NE(watch.error().text.find("descriptor -1"), std::string::npos) << watch.error().text;
 }
 
-TEST_F(EventLoopTest, watch_refuses_what_cannot_be_polled) {
+TEST_P(EventLoopTest, watch_refuses_what_cannot_be_polled) {
   for (const char* path : {"/proc/self/exe", "/dev/null"}) {
     const UniqueFd file(::open(path, O_RDONLY | O_CLOEXEC));
     ASSERT_TRUE(file.valid());
@@ -175,7 +287,7 @@ TEST_F(EventLoopTest, watch_refuses_what_cannot_be_polled) {
   }
 }
 
-TEST_F(EventLoopTest, timer_fires_once_and_not_early) {
+TEST_P(EventLoopTest, timer_fires_once_and_not_early) {
   int calls = 0;
   const auto begin = steady_clock::now();
   auto timer = loop_.make_timer([&] {
@@ -189,7 +301,7 @@ TEST_F(EventLoopTest, timer_fires_once_and_not_early) {
   EXPECT_EQ(calls, 1);
 }
 
-TEST_F(EventLoopTest, timer_started_again_replaces_the_first_time) {
+TEST_P(EventLoopTest, timer_started_again_replaces_the_first_time) {
   std::vector<milliseconds> fired;
   const auto begin = steady_clock::now();
   auto timer = loop_.make_timer([&] {
@@ -204,7 +316,7 @@ TEST_F(EventLoopTest, timer_started_again_replaces_the_first_time) {
   EXPECT_GE(fired[0], milliseconds(40));
 }
 
-TEST_F(EventLoopTest, cancelled_timer_does_not_fire) {
+TEST_P(EventLoopTest, cancelled_timer_does_not_fire) {
   int calls = 0;
   auto timer = loop_.make_timer([&] { ++calls; });
   timer->start(milliseconds(1));
@@ -213,7 +325,7 @@ TEST_F(EventLoopTest, cancelled_timer_does_not_fire) {
   EXPECT_EQ(calls, 0);
 }
 
-TEST_F(EventLoopTest, work_posted_before_stop_has_run) {
+TEST_P(EventLoopTest, work_posted_before_stop_has_run) {
   int ran = 0;
   for (int i = 0; i < 100; ++i) loop_.post([&] { ++ran; });
   loop_.stop();
@@ -222,7 +334,7 @@ TEST_F(EventLoopTest, work_posted_before_stop_has_run) {
   EXPECT_EQ(ran, 100);
 }
 
-TEST_F(EventLoopTest, posts_of_other_threads_all_run_on_the_loops_thread) {
+TEST_P(EventLoopTest, posts_of_other_threads_all_run_on_the_loops_thread) {
   constexpr int kEach = 500;
   int ran = 0;  // no atomic: only the loop's thread touches it
   std::vector<std::thread> posters;
@@ -238,7 +350,11 @@ TEST_F(EventLoopTest, posts_of_other_threads_all_run_on_the_loops_thread) {
   EXPECT_EQ(ran, 3 * kEach);
 }
 
-TEST_F(EventLoopTest, signals_arrive_as_calls) {
+// What only Asio's engine has.
+class SignalTest : public EventLoopTest {};
+INSTANTIATE_TEST_SUITE_P(, SignalTest, testing::Values(EventLoop::Engine::kAsio));
+
+TEST_P(SignalTest, signals_arrive_as_calls) {
   std::vector<int> got;
   auto watch = loop_.watch_signals({SIGUSR1, SIGUSR2}, [&](int signal) {
     got.push_back(signal);
@@ -253,7 +369,7 @@ TEST_F(EventLoopTest, signals_arrive_as_calls) {
   EXPECT_EQ(got, std::vector<int>({SIGUSR1, SIGUSR2}));
 }
 
-TEST_F(EventLoopTest, watching_a_signal_that_cannot_be_caught_fails) {
+TEST_P(SignalTest, watching_a_signal_that_cannot_be_caught_fails) {
   const auto watch = loop_.watch_signals({SIGKILL}, [](int) {});
   EXPECT_FALSE(watch.has_value());
 }

@@ -14,8 +14,6 @@ struct KickWatch::State {
   std::unique_ptr<EventLoop::Watch> watch;  // loop's thread
 
   void kicked() {
-    uint64_t count = 0;
-    if (::read(kick.get(), &count, sizeof count) < 0 && errno != EAGAIN) return;
     if (live.load(std::memory_order_acquire)) on_kick();
   }
 };
@@ -28,9 +26,9 @@ KickWatch::KickWatch(EventLoop& loop, const EventFd& kick, std::function<void()>
   const int failed = x_state->kick.valid() ? 0 : errno;
   x_loop.post([&loop, failed, on_failure = std::move(on_failure), state = x_state] {
     if (!state->live.load(std::memory_order_acquire)) return;
-    auto watch = failed != 0 ? host_error("{}", errno_text(failed))
-                             : loop.watch_readable(state->kick.get(),
-                                                   [raw = state.get()] { raw->kicked(); });
+    auto watch = failed != 0
+                     ? host_error("{}", errno_text(failed))
+                     : loop.watch_event(state->kick.get(), [raw = state.get()] { raw->kicked(); });
     if (!watch) {
       LETHE_LOG_LIMITED(LogModule::kVirtio, "cannot watch a queue's kicks: {}", watch.error().text);
       return on_failure();

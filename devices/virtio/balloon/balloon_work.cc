@@ -53,10 +53,7 @@ void BalloonWork::start_queue(BalloonQueue role, std::unique_ptr<Queue> queue,
   target.queue = std::move(queue);
   target.kick = &kick;
   if (role == BalloonQueue::kHint) return;
-  auto watch = x_loop.watch_readable(kick.fd(), [this, role] {
-    (void)line(role).kick->take();
-    serve(role);
-  });
+  auto watch = x_loop.watch_event(kick.fd(), [this, role] { serve(role); });
   if (!watch) {
     LETHE_LOG_LIMITED(LogModule::kVirtio, "balloon: cannot watch a queue: {}", watch.error().text);
     return x_host->needs_reset("the host is out of descriptors");

@@ -61,10 +61,7 @@ BlockIo::BlockIo(EventLoop& loop, DiskFile& disk, BlockGeometry geometry, BlockI
 BlockIo::~BlockIo() { stop_all(); }
 
 Result<> BlockIo::watch() {
-  LETHE_TRY_ASSIGN(x_ring_watch, x_loop.watch_readable(x_ring->event().fd(), [this] {
-    x_ring->event().take();
-    pump();
-  }));
+  LETHE_TRY_ASSIGN(x_ring_watch, x_loop.watch_event(x_ring->event().fd(), [this] { pump(); }));
   return {};
 }
 
@@ -79,11 +76,7 @@ void BlockIo::start_queue(uint16_t index, std::unique_ptr<Queue> queue, const Ev
   live.requests = std::make_unique<BlockRequest[]>(queue->size());
   for (uint16_t i = 0; i < queue->size(); ++i) live.requests[i].queue = index;
   live.queue = std::move(queue);
-  live.kick = &kick;
-  auto watch = x_loop.watch_readable(kick.fd(), [this, &live] {
-    live.kick->take();
-    pump();
-  });
+  auto watch = x_loop.watch_event(kick.fd(), [this] { pump(); });
   if (watch) {
     live.watch = std::move(*watch);
   } else {

@@ -70,7 +70,6 @@ class BlockIo {
  private:
   struct LiveQueue {
     std::unique_ptr<Queue> queue;
-    const EventFd* kick = nullptr;
     std::unique_ptr<EventLoop::Watch> watch;
     std::unique_ptr<BlockRequest[]> requests;  // by head
     uint32_t in_flight = 0;                    // started, not finished: the kernel's or waiting

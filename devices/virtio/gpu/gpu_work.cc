@@ -47,7 +47,7 @@ void GpuWork::start_queue(uint16_t index, std::unique_ptr<Queue> queue, const Ev
   Line& line = x_lines[index];
   line.queue = std::move(queue);
   line.kick = &kick;
-  auto watch = x_gui.loop().watch_readable(kick.fd(), [this, index] { kicked(index); });
+  auto watch = x_gui.loop().watch_event(kick.fd(), [this, index] { serve(index); });
   if (!watch) {
     LETHE_LOG_LIMITED(LogModule::kGui, "gpu: cannot watch a queue: {}", watch.error().text);
     return x_host->needs_reset("the host is out of descriptors");
@@ -101,20 +101,10 @@ void GpuWork::events_cleared() {
 
 // --- queues
 
-// The kick is taken after a first look, so that a frame is on its way a system call earlier;
-// whatever was kicked for until then is found by the second.
-void GpuWork::kicked(uint16_t index) {
-  serve(index);
-  Line& line = x_lines[index];
-  if (!line.queue || line.unfinished) return;  // the kick brings us back
-  (void)line.kick->take();
-  serve(index);
-}
-
 void GpuWork::serve(uint16_t index) {
   Line& line = x_lines[index];
   unsigned left = kCommandsMax;
-  line.unfinished = false;
+
   const uint64_t copied_max = x_resources.copied() + kCopyBytesMax;
   do {
     while (line.queue && left > 0 && x_resources.copied() < copied_max) {
@@ -128,7 +118,6 @@ void GpuWork::serve(uint16_t index) {
     }
     if (!line.queue) return;
     if (left == 0 || x_resources.copied() >= copied_max) {
-      line.unfinished = true;
       line.kick->signal();  // come back after the loop's other work
       break;
     }

@@ -55,7 +55,6 @@ class GpuWork {
   struct Line {
     std::unique_ptr<Queue> queue;
     const EventFd* kick = nullptr;
-    bool unfinished = false;  // the last wake-up's budget was used up
     std::unique_ptr<EventLoop::Watch> watch;
   };
   struct Held {  // a poll that waits for events
@@ -105,7 +104,6 @@ class GpuWork {
   };
   [[nodiscard]] static Command command(uint32_t type);
 
-  void kicked(uint16_t index);
   void serve(uint16_t index);
   void serve_control(Chain chain);
   void serve_cursor(Chain chain);
