@@ -1,9 +1,10 @@
-// An event loop over epoll alone, for the threads of devices: a wake-up costs the epoll_pwait2()
+// An event loop over epoll alone, for the threads of devices: a wake-up costs the epoll_wait()
 // that it comes by and what the callback does. (Asio arms a descriptor anew after each callback and
 // looks for more before it sleeps: three system calls more, which a kick and a frame of a few
 // microseconds feel.)
 #include <fcntl.h>
 #include <sys/epoll.h>
+#include <sys/timerfd.h>
 
 #include <algorithm>
 #include <array>
@@ -22,6 +23,7 @@ namespace lethe {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+constexpr Clock::time_point kNever = Clock::time_point::max();
 constexpr int kEventsMax = 32;  // of one wake-up; the rest comes with the next
 
 class EpollEngine final : public EventLoop::Impl {
@@ -53,6 +55,7 @@ class EpollEngine final : public EventLoop::Impl {
   Result<std::unique_ptr<EventLoop::Watch>> add(int fd, uint32_t events,
                                                 EventLoop::Callback callback);
   void remove(std::unique_ptr<Descriptor> descriptor);
+  void set_alarm();
   void wait();
   void fire_timers();
   void run_posted() LETHE_EXCLUDES(x_mutex);
@@ -67,6 +70,8 @@ class EpollEngine final : public EventLoop::Impl {
   bool x_stopped = false;
   bool x_running = false;  // inside run(): what is removed may still be in use
   std::vector<std::unique_ptr<Descriptor>> x_removed;
+  UniqueFd x_alarm;  // a timerfd
+  Clock::time_point x_alarm_at = kNever;
   std::vector<std::shared_ptr<Timer>> x_timers;  // those that are set; there are few
   std::vector<std::shared_ptr<Timer>> x_due;     // of fire_timers(), kept for its memory
   std::vector<EventLoop::Callback> x_now;        // of run_posted()
@@ -117,10 +122,16 @@ EventFd must_create_event() {
   return std::move(*event);
 }
 
-EpollEngine::EpollEngine() : x_epoll(::epoll_create1(EPOLL_CLOEXEC)), x_wake(must_create_event()) {
-  epoll_event event{.events = EPOLLIN | EPOLLET, .data = {.ptr = nullptr}};
-  LETHE_ASSERT(x_epoll.valid() &&
-               ::epoll_ctl(x_epoll.get(), EPOLL_CTL_ADD, x_wake.fd(), &event) == 0);
+EpollEngine::EpollEngine()
+    : x_epoll(::epoll_create1(EPOLL_CLOEXEC)),
+      x_wake(must_create_event()),
+      x_alarm(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC)) {
+  LETHE_ASSERT(x_epoll.valid() && x_alarm.valid());
+  // Edge triggered: nobody reads them.
+  for (const int fd : {x_wake.fd(), x_alarm.get()}) {
+    epoll_event event{.events = EPOLLIN | EPOLLET, .data = {.ptr = nullptr}};
+    LETHE_ASSERT(::epoll_ctl(x_epoll.get(), EPOLL_CTL_ADD, fd, &event) == 0);
+  }
 }
 
 EpollEngine::~EpollEngine() {
@@ -212,32 +223,37 @@ void EpollEngine::run() {
   x_running = false;
 }
 
+// The alarm stays as it is when it comes too early, or for nothing: a wake-up then, once, instead
+// of a timer that each wait starts and ends.
+void EpollEngine::set_alarm() {
+  if (x_timers.empty()) return;
+  const auto next = std::ranges::min(x_timers, {}, [](const auto& timer) { return timer->at; })->at;
+  if (next >= x_alarm_at) return;
+  x_alarm_at = next;
+  const auto since_start = next.time_since_epoch();  // of CLOCK_MONOTONIC
+  itimerspec alarm{};
+  alarm.it_value.tv_sec = std::chrono::duration_cast<std::chrono::seconds>(since_start).count();
+  alarm.it_value.tv_nsec = (since_start % std::chrono::seconds(1)).count();
+  LETHE_ASSERT(::timerfd_settime(x_alarm.get(), TFD_TIMER_ABSTIME, &alarm, nullptr) == 0);
+}
+
 void EpollEngine::wait() {
-  timespec patience{};
-  const timespec* until = nullptr;
-  if (has_posted()) {
-    until = &patience;
-  } else if (!x_timers.empty()) {
-    const auto next =
-        (*std::ranges::min_element(x_timers, {}, [](const auto& t) { return t->at; }))->at;
-    const auto left = std::max(next - Clock::now(), Clock::duration::zero());
-    patience.tv_sec = std::chrono::duration_cast<std::chrono::seconds>(left).count();
-    patience.tv_nsec = (left % std::chrono::seconds(1)).count();
-    until = &patience;
-  }
+  set_alarm();
   std::array<epoll_event, kEventsMax> events;
-  const int count = ::epoll_pwait2(x_epoll.get(), events.data(), kEventsMax, until, nullptr);
+  const int count = ::epoll_wait(x_epoll.get(), events.data(), kEventsMax, has_posted() ? 0 : -1);
   LETHE_ASSERT(count >= 0 || errno == EINTR);
   for (int i = 0; i < count; ++i) {
     auto* const descriptor = static_cast<Descriptor*>(events[static_cast<size_t>(i)].data.ptr);
-    // SAFETY: null is x_wake; every other one is alive: a removed one waits in x_removed.
+    // SAFETY: null is x_wake or x_alarm; every other one is alive: a removed one waits in
+    // x_removed.
     if (descriptor != nullptr && descriptor->live) descriptor->callback();
   }
 }
 
 void EpollEngine::fire_timers() {
-  if (x_timers.empty()) return;
+  if (x_timers.empty() && x_alarm_at == kNever) return;
   const Clock::time_point now = Clock::now();
+  if (x_alarm_at <= now) x_alarm_at = kNever;
   for (const auto& timer : x_timers)
     if (timer->at <= now) x_due.push_back(timer);
   if (x_due.empty()) return;

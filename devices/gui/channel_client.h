@@ -91,8 +91,7 @@ class ChannelClient {
   void begin_lag(Shown& shown);
 
   // channel_input.cc
-  void read_messages();
-  bool read_message();
+  void read_message();
   void handle(std::span<const uint8_t> packet);
   void refuse(gui::ByeReason reason, const char* why);
   void on(const gui::Hello& message);

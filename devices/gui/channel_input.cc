@@ -11,20 +11,13 @@
 namespace lethe {
 namespace {
 
-// Messages read in one go, before others have their turn.
-constexpr int kMessagesATurn = 64;
 // Keys and buttons that one frontend may hold down.
 constexpr size_t kHeldMax = 64;
 
 }  // namespace
 
-void ChannelClient::read_messages() {
-  for (int i = 0; i < kMessagesATurn && !x_ended; ++i)
-    if (!read_message()) return;
-}
-
-// False: there is none.
-bool ChannelClient::read_message() {
+// One a turn of the loop, which comes back for the next.
+void ChannelClient::read_message() {
   std::array<uint8_t, gui::kMessageBytesMax> bytes;
   iovec part{.iov_base = bytes.data(), .iov_len = bytes.size()};
   // No room for control data: descriptors that a frontend sends are closed by the kernel and never
@@ -35,9 +28,7 @@ bool ChannelClient::read_message() {
   const ssize_t size = ::recvmsg(x_socket.get(), &header, MSG_DONTWAIT);
   if (size < 0) {
     if (errno != EAGAIN && errno != EINTR) hang_up();
-    return false;
-  }
-  if (size == 0) {
+  } else if (size == 0) {
     hang_up();
   } else if ((header.msg_flags & MSG_CTRUNC) != 0) {
     refuse(gui::ByeReason::kBadMessage, "sent a descriptor");
@@ -46,7 +37,6 @@ bool ChannelClient::read_message() {
   } else {
     handle({bytes.data(), static_cast<size_t>(size)});
   }
-  return true;
 }
 
 void ChannelClient::handle(std::span<const uint8_t> packet) {
