@@ -2,7 +2,10 @@
 // write, a status byte to write, as a block read has) popped, read and completed.
 //
 // FakeDriver adds a batch of chains, then the device's part alone is timed, with one look at the
-// interrupt's suppression a batch. The rings are in this core's cache. Medians over the batches.
+// interrupt's suppression a batch. The rings are in this core's cache. Google Benchmark counts the
+// batches; medians over its repetitions.
+#include <benchmark/benchmark.h>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -25,8 +28,8 @@ using Clock = std::chrono::steady_clock;
 
 constexpr uint16_t kQueueSize = 256;
 constexpr int kBatch = 64;
-constexpr int kBatches = 20'000;
-constexpr int kWarmUp = 100;
+constexpr int kBatches = 200;
+constexpr int kRepetitions = 101;
 constexpr uint64_t kFeatures =
     uint64_t{1} << VIRTIO_RING_F_EVENT_IDX | uint64_t{1} << VIRTIO_RING_F_INDIRECT_DESC;
 
@@ -75,43 +78,66 @@ uint64_t device_batch(Queue& queue, int& chains) {
   return sum;
 }
 
-struct Figures {
-  double device_ns = 0;
-  double round_trip_ns = 0;  // the driver's part too
-  uint64_t allocations = 0;
-};
-
-Figures measure(FakeDriver::Table table) {
+// One iteration is one batch. The counters are sums over the iterations.
+void pop_read_complete(benchmark::State& state, FakeDriver::Table table) {
+  using Seconds = std::chrono::duration<double>;
   Setup setup;
-  std::vector<double> device;
-  std::vector<double> round_trip;
-  device.reserve(kBatches);
-  round_trip.reserve(kBatches);
-  uint64_t before = 0;
-  for (int batch = -kWarmUp; batch < kBatches; ++batch) {
-    if (batch == 0) before = allocations();
+  Seconds round_trip{0};
+  const uint64_t before = allocations();
+  for (auto iteration : state) {
+    (void)iteration;
     const auto begin = Clock::now();
     for (int i = 0; i < kBatch; ++i)
       if (!setup.driver->add(setup.buffers, table)) give_up("the ring is full");
     (void)setup.driver->kick_wanted();
     int chains = 0;
     const auto device_begin = Clock::now();
-    const uint64_t sum = device_batch(*setup.queue, chains);
-    const auto device_end = Clock::now();
-    asm volatile("" ::"r"(sum));
+    benchmark::DoNotOptimize(device_batch(*setup.queue, chains));
+    state.SetIterationTime(Seconds(Clock::now() - device_begin).count());
     if (chains != kBatch) give_up("a chain is missing");
     int used = 0;
     while (setup.driver->poll_used()) ++used;
     (void)setup.driver->enable_interrupts();
-    const auto end = Clock::now();
+    round_trip += Clock::now() - begin;
     if (used != kBatch) give_up("a chain was not used");
-    if (batch < 0) continue;
-    using Ns = std::chrono::duration<double, std::nano>;
-    device.push_back(Ns(device_end - device_begin).count() / kBatch);
-    round_trip.push_back(Ns(end - begin).count() / kBatch);
   }
-  const uint64_t made = allocations() - before;  // before the medians, which make some of their own
-  return {.device_ns = median(device), .round_trip_ns = median(round_trip), .allocations = made};
+  const uint64_t made =
+      allocations() - before;  // before the counters, which make some of their own
+  state.counters["round_trip_s"] = round_trip.count();
+  state.counters["allocations"] = static_cast<double>(made);
+}
+
+// Keeps what the repetitions measured.
+class Collector : public benchmark::BenchmarkReporter {
+ public:
+  bool ReportContext(const Context&) override { return true; }
+  void ReportRuns(const std::vector<Run>& runs) override {
+    for (const Run& run : runs) {
+      if (run.run_type != Run::RT_Iteration) continue;
+      const double chains = static_cast<double>(run.iterations) * kBatch;
+      x_device_ns.push_back(run.real_accumulated_time * 1e9 / chains);
+      x_round_trip_ns.push_back(run.counters.at("round_trip_s") * 1e9 / chains);
+      x_allocations += run.counters.at("allocations");
+    }
+  }
+  [[nodiscard]] double device_ns() const { return median(x_device_ns); }
+  [[nodiscard]] double round_trip_ns() const { return median(x_round_trip_ns); }
+  [[nodiscard]] double allocations() const { return x_allocations; }
+
+ private:
+  std::vector<double> x_device_ns;
+  std::vector<double> x_round_trip_ns;
+  double x_allocations = 0;
+};
+
+Collector measure(const char* name, FakeDriver::Table table) {
+  benchmark::RegisterBenchmark(name, pop_read_complete, table)
+      ->UseManualTime()
+      ->Iterations(kBatches)
+      ->Repetitions(kRepetitions);
+  Collector collector;
+  benchmark::RunSpecifiedBenchmarks(&collector, name);
+  return collector;
 }
 
 }  // namespace
@@ -120,12 +146,11 @@ Figures measure(FakeDriver::Table table) {
 int main(int argc, char** argv) {
   using namespace lethe;
   BenchReport report(argc, argv);
-  const Figures direct = measure(FakeDriver::Table::kDirect);
-  const Figures indirect = measure(FakeDriver::Table::kIndirect);
-  report.add("queue.round_trip_ns_per_chain", direct.round_trip_ns, "ns");
-  report.add("queue.indirect_ns_per_chain", indirect.device_ns, "ns");
-  report.add("queue.ns_per_chain", direct.device_ns, "ns");
-  report.add("queue.allocations", static_cast<double>(direct.allocations + indirect.allocations),
-             "count");
+  const Collector direct = measure("direct_chain", FakeDriver::Table::kDirect);
+  const Collector indirect = measure("indirect_table", FakeDriver::Table::kIndirect);
+  report.add("queue.round_trip_ns_per_chain", direct.round_trip_ns(), "ns");
+  report.add("queue.indirect_ns_per_chain", indirect.device_ns(), "ns");
+  report.add("queue.ns_per_chain", direct.device_ns(), "ns");
+  report.add("queue.allocations", direct.allocations() + indirect.allocations(), "count");
   return report.finish();
 }

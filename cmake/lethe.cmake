@@ -55,15 +55,16 @@ function(lethe_tests library)
 endfunction()
 
 # A program linked in the way the preset asks for.
-# lethe_program(name SOURCES ... DEPS ...)
+# lethe_program(name [DYNAMIC] SOURCES ... DEPS ...)
+# DYNAMIC: never static, for a library that Debian has as a shared one only.
 function(lethe_program name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "DYNAMIC" "" "SOURCES;DEPS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} Threads::Threads)
   # A file that the linker writes, not maps, is in larger pages of the page cache, as an installed
   # copy is: a start of `lethe` then takes 0.1 ms less.
   target_link_options(${name} PRIVATE -Wl,--no-mmap-output-file)
-  if(LETHE_STATIC)
+  if(LETHE_STATIC AND NOT ARG_DYNAMIC)
     target_link_options(${name} PRIVATE -static-pie)
   endif()
   if(LETHE_LTO)
