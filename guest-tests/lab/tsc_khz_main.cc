@@ -1,6 +1,6 @@
-// Prints how fast this host's time stamp counter runs, in kHz: QEMU's emulation hands it to L1 as it
-// is, and a kernel that is told need not measure it (guest-tests/lab/README.md). The median of seven
-// measurements, so that an interruption does not count.
+// Prints how fast this host's time stamp counter runs, in kHz: QEMU's emulation hands it to L1 as
+// it is, and a kernel that is told need not measure it (guest-tests/lab/README.md). The median of
+// seven measurements, so that an interruption does not count.
 #include <time.h>
 #include <x86intrin.h>
 
