@@ -15,7 +15,7 @@ namespace lethe {
 namespace {
 
 constexpr std::array<std::string_view, kLogModules> kModuleNames = {
-    "vmm", "memory", "virtio", "pci", "block", "console", "rng", "legacy", "gui"};
+    "vmm", "memory", "virtio", "pci", "block", "console", "rng", "legacy", "gui", "vsock"};
 constexpr std::array<std::string_view, 6> kLevelNames = {"trace", "debug", "info",
                                                          "warn",  "error", "off"};
 constexpr std::array<spdlog::level::level_enum, 6> kSpdlogLevels = {
@@ -25,7 +25,7 @@ constexpr std::array<spdlog::level::level_enum, 6> kSpdlogLevels = {
 std::array<std::atomic<LogLevel>, kLogModules>& levels() {
   static std::array<std::atomic<LogLevel>, kLogModules> levels = {
       LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn,
-      LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn};
+      LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn};
   return levels;
 }
 

@@ -26,9 +26,10 @@ enum class LogModule : uint8_t {
   kConsole,
   kRng,
   kLegacy,
-  kGui
+  kGui,
+  kVsock
 };
-inline constexpr int kLogModules = 9;
+inline constexpr int kLogModules = 10;
 
 // Sets the level of every module, or of one. `spec` is "LEVEL" or "MODULE=LEVEL,...", for example
 // "info" or "warn,block=debug". Default: warn. Error: names the unknown word and the valid ones.

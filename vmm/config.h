@@ -122,6 +122,14 @@ struct GuiConfig {
   bool operator==(const GuiConfig&) const = default;
 };
 
+// The virtio socket device: docs/vsock.md.
+struct VsockConfig {
+  bool enabled = false;
+  uint32_t cid = 3;  // the guest's: 3 to 4294967294
+  std::string path;  // of the host's socket; empty: vsock.sock in the run-time directory
+  bool operator==(const VsockConfig&) const = default;
+};
+
 // One [[check.screen]] table: what is done, or waited for, on the guest's screen. Exactly one of
 // those up to `shot` is set.
 struct ScreenStep {
@@ -169,6 +177,7 @@ struct VmConfig {
   ConsoleConfig console;
   std::vector<DiskConfig> disks;
   RngConfig rng;
+  VsockConfig vsock;
   GuiConfig gui;
   CheckConfig check;
   bool operator==(const VmConfig&) const = default;

@@ -43,6 +43,9 @@ constexpr ConfigSection kSections[] = {
     {"disk", true,
      "A disk; repeat the table for more. Linux calls the first one `vda`, the next one `vdb`."},
     {"rng", false, "The virtio random source."},
+    {"vsock", false,
+     "The virtio socket device: streams between programs of the guest's and of the host's. See "
+     "[vsock.md](vsock.md)."},
     {"gui", false, "Screens, windows, keyboard and pointer, for frontends such as `lethe attach`."},
     {"check", false,
      "What `lethe check` expects of the guest; `lethe run` does not read it. See [ci.md](ci.md)."},
@@ -396,7 +399,7 @@ constexpr ConfigKey kKeys[] = {
 std::span<const ConfigKey> config_keys() {
   static const std::vector<ConfigKey> all = [] {
     std::vector<ConfigKey> keys(std::begin(kKeys), std::end(kKeys));
-    for (const auto& more : {gui_config_keys(), screen_config_keys()})
+    for (const auto& more : {gui_config_keys(), screen_config_keys(), vsock_config_keys()})
       keys.insert(keys.end(), more.begin(), more.end());
     return keys;
   }();

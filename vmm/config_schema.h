@@ -76,6 +76,7 @@ struct ConfigSection {
 [[nodiscard]] std::span<const ConfigKey> config_keys();
 [[nodiscard]] std::span<const ConfigKey> gui_config_keys();     // of [gui], among config_keys()
 [[nodiscard]] std::span<const ConfigKey> screen_config_keys();  // of [[check.screen]], likewise
+[[nodiscard]] std::span<const ConfigKey> vsock_config_keys();   // of [vsock], likewise
 [[nodiscard]] std::span<const ConfigSection> config_sections();
 [[nodiscard]] const ConfigKey* find_config_key(std::string_view section, std::string_view name);
 

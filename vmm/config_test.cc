@@ -96,6 +96,10 @@ bandwidth_max = "10M"
 [rng]
 enabled = false
 source = "/dev/random"
+[vsock]
+enabled = true
+cid = 42
+path = "v.sock"
 [gui]
 enabled = true
 width = 1920
@@ -157,6 +161,7 @@ TEST(Config, reads_every_key) {
                             .iops_max = 1000,
                             .bandwidth_bytes_max = 10 * kMiB});
   expected.rng = {.enabled = false, .source = "/dev/random"};
+  expected.vsock = {.enabled = true, .cid = 42, .path = "dir/v.sock"};
   expected.gui = {.enabled = true,
                   .width = 1920,
                   .height = 1080,

@@ -1,22 +1,12 @@
 #include "vmm/gui_host.h"
 
-#include <sys/resource.h>
 #include <sys/socket.h>
 
-#include "base/log.h"
+#include "base/descriptor_limit.h"
 #include "vmm/api/http_server.h"
 
 namespace lethe {
 namespace {
-
-void raise_descriptor_limit() {
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
-    limit.rlim_cur = limit.rlim_max;
-    if (::setrlimit(RLIMIT_NOFILE, &limit) == 0) return;
-    log_info(LogModule::kGui, "the limit of descriptors stays: {}", errno_text(errno));
-  }
-}
 
 GuiOptions options_of(const VmConfig& config) {
   const GuiConfig& gui = config.gui;

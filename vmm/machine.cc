@@ -23,12 +23,14 @@
 #include "devices/virtio/input/input.h"
 #include "devices/virtio/pci_transport.h"
 #include "devices/virtio/rng/rng.h"
+#include "devices/virtio/vsock/vsock.h"
 #include "vmm/acpi/acpi.h"
 #include "vmm/boot/boot.h"
 #include "vmm/boot/layout.h"
 #include "vmm/machine_memory.h"
 #include "vmm/memory_return.h"
 #include "vmm/serial_port.h"
+#include "vmm/vsock_socket.h"
 
 namespace lethe {
 namespace {
@@ -101,16 +103,21 @@ struct Machine::Legacy {
   DebugExit debug_exit;
 };
 
-Machine::Machine(const VmConfig& config, EventLoop& loop, Gui* gui,
+Machine::Machine(const VmConfig& config, EventLoop& loop, Gui* gui, const VsockSocket* vsock,
                  std::function<void(Outcome)> on_end)
-    : x_config(config), x_loop(loop), x_gui(gui), x_on_end(std::move(on_end)) {}
+    : x_config(config),
+      x_loop(loop),
+      x_gui(gui),
+      x_vsock_socket(vsock),
+      x_on_end(std::move(on_end)) {}
 
 Machine::~Machine() { stop(); }
 
 Result<std::unique_ptr<Machine>> Machine::create(const VmConfig& config, EventLoop& loop,
                                                  ByteSink& console, Gui* gui,
+                                                 const VsockSocket* vsock,
                                                  std::function<void(Outcome)> on_end) {
-  auto machine = std::unique_ptr<Machine>(new Machine(config, loop, gui, std::move(on_end)));
+  auto machine = std::unique_ptr<Machine>(new Machine(config, loop, gui, vsock, std::move(on_end)));
   LETHE_TRY(machine->build(console));
   return machine;
 }
@@ -180,6 +187,7 @@ Result<> Machine::build_virtio(ByteSink& console) {
     x_disks.push_back(disk.get());
     LETHE_TRY(add_virtio(std::move(disk)));
   }
+  if (x_vsock_socket != nullptr) LETHE_TRY(build_vsock());
   if (x_gui != nullptr) LETHE_TRY(build_gui());
   if (x_config.balloon.enabled) {
     x_return = std::make_unique<MemoryReturn>(x_config, *x_memory);
@@ -189,6 +197,14 @@ Result<> Machine::build_virtio(ByteSink& console) {
       x_caches.push_back(x_policy->shrinker().add(disk->bounce_cache()));
   }
   return {};
+}
+
+Result<> Machine::build_vsock() {
+  LETHE_TRY_ASSIGN(auto vsock, VsockDevice::create({.cid = x_config.vsock.cid,
+                                                    .path = x_vsock_socket->path(),
+                                                    .listener = x_vsock_socket->fd()}));
+  x_vsock = vsock.get();
+  return add_virtio(std::move(vsock));
 }
 
 Result<> Machine::build_gui() {

@@ -33,6 +33,8 @@ class MemoryReturn;
 class MetricSink;
 class VirtioDevice;
 class VirtioPciTransport;
+class VsockDevice;
+class VsockSocket;
 
 // How a machine's run came to its end.
 enum class Ending : uint8_t {
@@ -55,11 +57,11 @@ class Machine final : private MachineControl {
  public:
   // Builds everything and loads the guest; no guest code runs yet. `console` takes the output of
   // the serial port and of the virtio console. `on_end` is called once, on the loop's thread, when
-  // the machine has come to its end by itself. Both must outlive the machine, and so must `gui`,
-  // which is null without [gui].
+  // the machine has come to its end by itself. Both must outlive the machine, and so must `gui`
+  // and `vsock`, which are null without [gui] and [vsock].
   [[nodiscard]] static Result<std::unique_ptr<Machine>> create(const VmConfig& config,
                                                                EventLoop& loop, ByteSink& console,
-                                                               Gui* gui,
+                                                               Gui* gui, const VsockSocket* vsock,
                                                                std::function<void(Outcome)> on_end);
   ~Machine() override;
 
@@ -92,10 +94,12 @@ class Machine final : private MachineControl {
  private:
   struct Legacy;
 
-  Machine(const VmConfig& config, EventLoop& loop, Gui* gui, std::function<void(Outcome)> on_end);
+  Machine(const VmConfig& config, EventLoop& loop, Gui* gui, const VsockSocket* vsock,
+          std::function<void(Outcome)> on_end);
   [[nodiscard]] Result<> build(ByteSink& console);
   [[nodiscard]] Result<> build_legacy(ByteSink& console);
   [[nodiscard]] Result<> build_virtio(ByteSink& console);
+  [[nodiscard]] Result<> build_vsock();
   [[nodiscard]] Result<> build_gui();
   [[nodiscard]] Result<> add_virtio(std::unique_ptr<VirtioDevice> device);
   [[nodiscard]] Result<> build_vcpus(const std::vector<kvm_cpuid_entry2>& cpuid);
@@ -114,7 +118,8 @@ class Machine final : private MachineControl {
 
   const VmConfig& x_config;
   EventLoop& x_loop;
-  Gui* const x_gui;  // null: none
+  Gui* const x_gui;                         // null: none
+  const VsockSocket* const x_vsock_socket;  // null: none
   std::function<void(Outcome)> x_on_end;
   std::atomic<bool> x_ended{false};
   bool x_paused = false;
@@ -135,6 +140,7 @@ class Machine final : private MachineControl {
   // x_pci owns these.
   ConsoleDevice* x_virtio_console = nullptr;
   std::vector<BlockDevice*> x_disks;
+  const VsockDevice* x_vsock = nullptr;
   const GpuDevice* x_gpu = nullptr;
   std::vector<const InputDevice*> x_input_devices;
   std::vector<Shrinker::Registration> x_caches;  // of the devices

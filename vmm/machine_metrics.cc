@@ -14,6 +14,7 @@
 #include "devices/virtio/input/input.h"
 #include "devices/virtio/pci_transport.h"
 #include "devices/virtio/rng/rng.h"
+#include "devices/virtio/vsock/vsock.h"
 #include "vmm/machine.h"
 #include "vmm/machine_memory.h"
 #include "vmm/memory_return.h"
@@ -115,6 +116,36 @@ void report_input(const InputDevice& input, MetricSink& sink) {
                load(counters.refused), {{"device", device}});
 }
 
+void report_vsock(const VsockCounters& counters, MetricSink& sink) {
+  sink.gauge("lethe_vsock_streams", "Streams between guest and host now.",
+             static_cast<double>(load(counters.streams)));
+  const struct {
+    const char* by;
+    const std::atomic<uint64_t>& count;
+  } kOpened[] = {{"host", counters.from_host}, {"guest", counters.from_guest}};
+  for (const auto& [by, count] : kOpened)
+    sink.counter("lethe_vsock_opened_total", "Streams opened, by side.", load(count), {{"by", by}});
+  const struct {
+    const char* why;
+    const std::atomic<uint64_t>& count;
+  } kFailures[] = {{"refused", counters.refused},
+                   {"bad_hello", counters.bad_hellos},
+                   {"timeout", counters.timeouts},
+                   {"malformed", counters.malformed},
+                   {"stray", counters.stray},
+                   {"credit", counters.credit_broken},
+                   {"small_buffer", counters.small_buffers},
+                   {"reset_lost", counters.resets_lost}};
+  for (const auto& [why, count] : kFailures)
+    sink.counter("lethe_vsock_failures_total", "Connections and packets that failed, by reason.",
+                 load(count), {{"why", why}});
+  sink.counter("lethe_vsock_resets_total", "Resets sent to the guest.", load(counters.resets_sent));
+  sink.counter("lethe_vsock_to_host_bytes_total", "Payload that the guest sent.",
+               load(counters.bytes_to_host));
+  sink.counter("lethe_vsock_to_guest_bytes_total", "Payload that the guest was sent.",
+               load(counters.bytes_to_guest));
+}
+
 }  // namespace
 
 void Machine::report_metrics(MetricSink& sink) const {
@@ -135,6 +166,7 @@ void Machine::report_metrics(MetricSink& sink) const {
   report_legacy(sink);
   for (const VirtioPciTransport* transport : x_transports) report_transport(*transport, sink);
   for (const BlockDevice* disk : x_disks) report_block(*disk, sink);
+  if (x_vsock != nullptr) report_vsock(x_vsock->counters(), sink);
   if (x_gui != nullptr) x_gui->report_metrics(sink);
   if (x_gpu != nullptr) x_gpu->report_metrics(sink);
   for (const InputDevice* input : x_input_devices) report_input(*input, sink);

@@ -22,6 +22,7 @@
 #include "vmm/machine.h"
 #include "vmm/run_dir.h"
 #include "vmm/terminal.h"
+#include "vmm/vsock_socket.h"
 
 namespace lethe {
 namespace {
@@ -94,11 +95,12 @@ const char* ending_name(Ending ending) {
 class Session final : private RunControl {
  public:
   Session(const VmConfig& config, const RunOptions& options, RawTerminal* raw, SignalMask& mask,
-          const RunHistory& history, Gui* gui, Events& events)
+          const RunHistory& history, Gui* gui, const VsockSocket* vsock, Events& events)
       : x_config(config),
         x_options(options),
         x_history(history),
         x_gui(gui),
+        x_vsock(vsock),
         x_events(events),
         x_raw(raw),
         x_mask(mask),
@@ -113,7 +115,7 @@ class Session final : private RunControl {
                                            first ? ConsoleLog::kTruncate : ConsoleLog::kAppend));
     LETHE_TRY(watch_signals());
     x_stop_timer = x_loop.make_timer([this] { on_stop_timeout(); });
-    LETHE_TRY_ASSIGN(x_machine, Machine::create(x_config, x_loop, *x_output, x_gui,
+    LETHE_TRY_ASSIGN(x_machine, Machine::create(x_config, x_loop, *x_output, x_gui, x_vsock,
                                                 [this](Outcome outcome) { finish(outcome); }));
     if (!x_options.non_interactive) {
       x_machine->console_input().set_room_listener([this] { feed_guest(); });
@@ -279,7 +281,8 @@ class Session final : private RunControl {
   const VmConfig& x_config;
   const RunOptions& x_options;
   const RunHistory& x_history;
-  Gui* const x_gui;  // null: none
+  Gui* const x_gui;                  // null: none
+  const VsockSocket* const x_vsock;  // null: none
   Events& x_events;
   RawTerminal* const x_raw;  // null: the console is no terminal
   SignalMask& x_mask;
@@ -309,12 +312,13 @@ Result<Outcome> run_sessions(const VmConfig& config, const RunOptions& options) 
     LETHE_TRY_ASSIGN(raw, RawTerminal::enter(STDIN_FILENO));
   }
   LETHE_TRY_ASSIGN(const std::unique_ptr<Gui> gui, make_gui(config, run_dir));
+  LETHE_TRY_ASSIGN(const std::unique_ptr<VsockSocket> vsock, make_vsock_socket(config, run_dir));
   UniqueFd api;  // kept over restarts: who connects meanwhile waits
   RunHistory history;
   Events events;
   for (;;) {
     ++history.boots;
-    Session session(config, options, raw.get(), mask, history, gui.get(), events);
+    Session session(config, options, raw.get(), mask, history, gui.get(), vsock.get(), events);
     LETHE_TRY_ASSIGN(const Outcome outcome, session.run(run_dir, api));
     if (!session.restarts()) return outcome;
     log_info(LogModule::kVmm, "'{}' restarts", config.name);

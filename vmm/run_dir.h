@@ -26,6 +26,8 @@ struct RunDirRoots {
 
 inline constexpr const char* kApiSocketName = "api.sock";  // the control API, vmm/api/
 inline constexpr const char* kGuiSocketName = "gui.sock";  // the GUI channel, devices/gui/
+// Streams to the guest, devices/virtio/vsock/; host programs listen on it with `_PORT` behind it.
+inline constexpr const char* kVsockSocketName = "vsock.sock";
 
 class RunDir {
  public:
