@@ -78,6 +78,8 @@ class PciFunction {
   // may be anybody's. Errors: from.check().
   virtual void freeze() LETHE_EXCLUDES(x_mutex) {}
   virtual void thaw() LETHE_EXCLUDES(x_mutex) {}
+  // Frozen: why its state can't be saved now, if that is so, in one line for the user.
+  [[nodiscard]] virtual Result<> can_save() LETHE_EXCLUDES(x_mutex) { return {}; }
   void save(StateWriter& to) LETHE_EXCLUDES(x_mutex);
   [[nodiscard]] Result<> restore(StateReader& from) LETHE_EXCLUDES(x_mutex);
 

@@ -97,6 +97,12 @@ void PciBus::thaw() {
     if (function) function->thaw();
 }
 
+Result<> PciBus::can_save() {
+  for (const auto& function : x_functions)
+    if (function) LETHE_TRY(function->can_save());
+  return {};
+}
+
 void PciBus::save(StateWriter& to) {
   to.begin_section("pci", 1);
   to.number(x_ports.address.load(std::memory_order_relaxed));

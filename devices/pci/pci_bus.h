@@ -52,6 +52,7 @@ class PciBus {
   // Snapshots, on the main thread while no vCPU runs: freeze(), save(), thaw() as in PciFunction,
   // for all of them in the order of their slots. restore(): a bus with the same functions.
   void freeze();
+  [[nodiscard]] Result<> can_save();
   void save(StateWriter& to);
   void thaw();
   [[nodiscard]] Result<> restore(StateReader& from);

@@ -81,12 +81,24 @@ class VirtioDevice {
   // destruction if the device was started. Harmless if it was not.
   virtual void reset() = 0;
 
-  // Snapshots (docs/snapshot.md): the state that the driver could tell from a fresh device's, and
-  // that neither the transport nor the rings hold. Called for a started device between the
-  // stop_queue() of its last queue and the next start_queue(), while no vCPU runs. restore() gets
-  // what save() wrote, after start() in a device made from the same config; the file may be
-  // anybody's: check it like a guest's request. Errors: from.check().
+  // Snapshots (docs/snapshot.md). A machine whose vCPUs stand still is frozen: freeze(), then
+  // stop_queue() for each live queue, save(), and later start_queue() for the same ones, at the
+  // positions where they stopped. In another process: start() (if it was), restore(),
+  // start_queue(). Nothing may be lost or answered twice by that:
+  // - What is in flight ends first, or its chain is dropped: then it is not completed, but the next
+  //   queue's pop() gives it again. So a device answers nothing only because it stops.
+  // - What waits for the driver stays. freeze() is for devices that would forget it in
+  // stop_queue();
+  //   start_queue() and reset() end its effect.
+  virtual void freeze() {}
+  // Why this device's state can't be saved now, if that is so: one line for the user. Frozen.
+  [[nodiscard]] virtual Result<> can_save() const { return {}; }
+  // The state that the driver could tell from a fresh device's, and that neither the transport nor
+  // the rings hold. Called for every frozen device, started or not.
   virtual void save(StateWriter& /*to*/) {}
+  // Gets what save() wrote, in a device made from the same config. The file may be anybody's: check
+  // it like a guest's request. Errors: from.check(), or the host's. What it has for the driver it
+  // may say when the queues start; a configuration interrupt follows in any case.
   [[nodiscard]] virtual Result<> restore(StateReader& from) { return from.check(); }
 };
 

@@ -21,7 +21,7 @@ uint64_t heap_bytes(const GuestMemory& memory, GuestAddr start) {
 
 FakeTransport::FakeTransport(const GuestMemory& memory, VirtioDevice& device, GuestAddr heap_start)
     : x_memory(memory),
-      x_device(device),
+      x_device(&device),
       x_heap(memory, heap_start, heap_bytes(memory, heap_start)) {}
 
 FakeTransport::~FakeTransport() { reset(); }
@@ -29,7 +29,7 @@ FakeTransport::~FakeTransport() { reset(); }
 void FakeTransport::start(uint64_t wanted, uint16_t queue_size) {
   LETHE_ASSERT(!x_started);
   x_started = true;
-  x_features = wanted & (x_device.device_features() | kTransportFeatures);
+  x_features = wanted & (x_device->device_features() | kTransportFeatures);
   x_queue_size = queue_size;
   {
     MutexLock lock(x_mutex);
@@ -37,34 +37,71 @@ void FakeTransport::start(uint64_t wanted, uint16_t queue_size) {
     x_needs_reset_reason.clear();
   }
   x_queues.clear();
-  const size_t queues = x_device.queue_sizes_max().size();
+  const size_t queues = x_device->queue_sizes_max().size();
   for (size_t i = 0; i < queues; ++i) x_queues.push_back(std::make_unique<QueueState>());
-  x_device.start(x_features, *this);
+  x_device->start(x_features, *this);
   for (uint16_t i = 0; i < queues; ++i) give_queue(i);
 }
 
 void FakeTransport::give_queue(uint16_t index) {
   QueueState& state = *x_queues[index];
-  const uint16_t size = std::min(x_queue_size, x_device.queue_sizes_max()[index]);
+  const uint16_t size = std::min(x_queue_size, x_device->queue_sizes_max()[index]);
   state.driver = std::make_unique<FakeDriver>(x_heap, size, x_features);
-  auto queue =
-      Queue::create(x_memory, state.driver->layout(), x_features, state.interrupt, state.counters);
+  state.keeper.position = {};
+  start_queue(index);
+}
+
+void FakeTransport::start_queue(uint16_t index) {
+  QueueState& state = *x_queues[index];
+  auto queue = Queue::create(x_memory, state.driver->layout(), x_features, state.interrupt,
+                             state.counters, &state.keeper);
   LETHE_ASSERT(queue.has_value());
-  x_device.start_queue(index, std::move(*queue), state.kick);
+  x_device->start_queue(index, std::move(*queue), state.kick);
+}
+
+void FakeTransport::freeze() {
+  for (const auto& queue : x_queues) queue->keeper.keeps_chains.store(true);
+  x_device->freeze();
+  for (uint16_t i = 0; i < queues(); ++i) x_device->stop_queue(i);
+  for (const auto& queue : x_queues) queue->keeper.keeps_chains.store(false);
+}
+
+void FakeTransport::thaw() {
+  for (uint16_t i = 0; i < queues(); ++i) start_queue(i);
+  for (const auto& queue : x_queues) queue->interrupt.signal();
+}
+
+std::vector<uint8_t> FakeTransport::save() {
+  StateWriter to;
+  x_device->save(to);
+  return to.take();
+}
+
+void FakeTransport::leave() {
+  if (x_device != nullptr) x_device->reset();
+  x_device = nullptr;
+}
+
+Result<> FakeTransport::move_to(VirtioDevice& device, std::span<const uint8_t> state) {
+  leave();
+  x_device = &device;
+  x_device->start(x_features, *this);
+  StateReader from(state);
+  return x_device->restore(from);
 }
 
 void FakeTransport::reset() {
   if (!x_started) return;
-  x_device.reset();
+  x_device->reset();
   x_started = false;
 }
 
-void FakeTransport::stop_queue(uint16_t index) { x_device.stop_queue(index); }
+void FakeTransport::stop_queue(uint16_t index) { x_device->stop_queue(index); }
 void FakeTransport::restart_queue(uint16_t index) { give_queue(index); }
 
 void FakeTransport::kick(uint16_t index) {
-  if (x_device.serves_kicks(index))
-    x_device.kicked(index);
+  if (x_device->serves_kicks(index))
+    x_device->kicked(index);
   else
     x_queues[index]->kick.signal();
 }

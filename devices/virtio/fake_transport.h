@@ -45,6 +45,20 @@ class FakeTransport : public VirtioHost {
   void stop_queue(uint16_t index);
   void restart_queue(uint16_t index);
 
+  // As for a snapshot: the device's queues stop where they are, and go on there. The driver may be
+  // at work meanwhile, on another thread.
+  void freeze();
+  void thaw();
+  // Frozen: what the device saves; and the same guest's life in another device of the same memory,
+  // which gets that state. Errors are the device's.
+  [[nodiscard]] std::vector<uint8_t> save();
+  [[nodiscard]] Result<> move_to(VirtioDevice& device, std::span<const uint8_t> state);
+  void leave();  // before, if the old device has to be gone when the new one is made
+  // Frozen.
+  [[nodiscard]] const QueuePosition& position(uint16_t index) const {
+    return x_queues[index]->keeper.position;
+  }
+
   [[nodiscard]] uint64_t features() const { return x_features; }
   [[nodiscard]] uint16_t queues() const { return static_cast<uint16_t>(x_queues.size()); }
   [[nodiscard]] GuestHeap& heap() { return x_heap; }
@@ -80,12 +94,14 @@ class FakeTransport : public VirtioHost {
     EventFd kick = EventFd::create().value();
     FakeInterrupt interrupt;
     QueueCounters counters;
+    QueueKeeper keeper;
     std::unique_ptr<FakeDriver> driver;
   };
   void give_queue(uint16_t index);
+  void start_queue(uint16_t index);
 
   const GuestMemory& x_memory;
-  VirtioDevice& x_device;
+  VirtioDevice* x_device;
   GuestHeap x_heap;
   uint64_t x_features = 0;
   uint16_t x_queue_size = 0;

@@ -39,6 +39,10 @@ uint64_t VirtioPciTransport::offered_features() const {
   return x_device->device_features() | kTransportFeatures;
 }
 
+bool VirtioPciTransport::acceptable_features(uint64_t features) const {
+  return (features & ~offered_features()) == 0 && (features & kVersion1) != 0;
+}
+
 std::array<uint8_t, VirtioPciTransport::kCommonSize> VirtioPciTransport::common_snapshot() {
   refresh_config();
   struct {
@@ -164,9 +168,8 @@ bool VirtioPciTransport::write_status(uint8_t value) {
   if ((added & VIRTIO_CONFIG_S_FEATURES_OK) != 0) {
     // Refused by leaving the bit clear (2.2.2, 3.1.1 step 6). Without VERSION_1 it would be a
     // legacy driver, and there is no legacy interface (6.1).
-    const bool acceptable =
-        (x_driver_features & ~offered_features()) == 0 && (x_driver_features & kVersion1) != 0;
-    if (!acceptable) added &= static_cast<uint8_t>(~VIRTIO_CONFIG_S_FEATURES_OK);
+    if (!acceptable_features(x_driver_features))
+      added &= static_cast<uint8_t>(~VIRTIO_CONFIG_S_FEATURES_OK);
   }
   bool refused = clears;
   const bool goes_live = (added & VIRTIO_CONFIG_S_DRIVER_OK) != 0;

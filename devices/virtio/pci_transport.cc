@@ -303,8 +303,9 @@ Result<std::unique_ptr<Queue>> VirtioPciTransport::make_queue(uint16_t index) {
                            .desc = GuestAddr{queue.desc},
                            .driver = GuestAddr{queue.driver},
                            .device = GuestAddr{queue.device}};
-  return Queue::create(x_environment.memory, layout, x_driver_features, *x_lines[index],
-                       x_lines[index]->counters);
+  QueueLine& line = *x_lines[index];
+  return Queue::create(x_environment.memory, layout, x_driver_features, line, line.counters,
+                       &line.keeper);
 }
 
 void VirtioPciTransport::start_queue(uint16_t index, std::unique_ptr<Queue> queue) {
@@ -333,6 +334,7 @@ void VirtioPciTransport::set_queue_defaults(uint16_t index) {
   x_queues[index] = {};
   x_queues[index].size = x_device->queue_sizes_max()[index];
   x_lines[index]->vector.store(VIRTIO_MSI_NO_VECTOR, std::memory_order_release);
+  x_lines[index]->keeper.position = {};
 }
 
 // The status is 0 only when all this is done; meanwhile the lock keeps other vCPUs from reading it

@@ -61,6 +61,13 @@ class VirtioPciTransport final : public PciFunction, private VirtioHost {
   // Resets the device if it runs.
   ~VirtioPciTransport() override;
 
+  // Stops the device's queues and keeps their positions (pci_snapshot.cc): the device finishes what
+  // is in flight, and touches the guest's memory no more. Waits for its threads.
+  void freeze() override LETHE_EXCLUDES(x_mutex);
+  // The queues go on where they stopped. Every interrupt that the driver may wait for is raised.
+  void thaw() override LETHE_EXCLUDES(x_mutex);
+  [[nodiscard]] Result<> can_save() override LETHE_EXCLUDES(x_mutex);
+
   [[nodiscard]] VirtioDevice& device() const { return *x_device; }
   [[nodiscard]] uint16_t queues() const { return static_cast<uint16_t>(x_lines.size()); }
   [[nodiscard]] const VirtioPciCounters& counters() const { return x_counters; }
@@ -82,6 +89,7 @@ class VirtioPciTransport final : public PciFunction, private VirtioHost {
     std::atomic<uint16_t> vector{VIRTIO_MSI_NO_VECTOR};
     EventFd kick;
     QueueCounters counters;
+    QueueKeeper keeper;
   };
   struct QueueRegisters {
     uint16_t size = 0;
@@ -135,6 +143,7 @@ class VirtioPciTransport final : public PciFunction, private VirtioHost {
   bool reset_queue(uint32_t value) LETHE_REQUIRES(x_mutex);
   [[nodiscard]] uint16_t valid_vector(uint32_t value) const;
   [[nodiscard]] uint64_t offered_features() const;
+  [[nodiscard]] bool acceptable_features(uint64_t features) const;
 
   // Device configuration.
   void refresh_config() LETHE_REQUIRES(x_mutex);
@@ -150,6 +159,16 @@ class VirtioPciTransport final : public PciFunction, private VirtioHost {
   void unbind_doorbell(uint16_t index) LETHE_REQUIRES(x_mutex);
   bool kick(uint64_t offset) LETHE_REQUIRES(x_mutex);
 
+  // Snapshots.
+  void save_device(StateWriter& to) override LETHE_REQUIRES(x_mutex);
+  void restore_device(StateReader& from) override LETHE_REQUIRES(x_mutex);
+  void go_on() LETHE_REQUIRES(x_mutex);
+  void start_kept_queue(uint16_t index) LETHE_REQUIRES(x_mutex);
+  void save_registers(StateWriter& to) const LETHE_REQUIRES(x_mutex);
+  void restore_registers(StateReader& from) LETHE_REQUIRES(x_mutex);
+  void restore_status(StateReader& from) LETHE_REQUIRES(x_mutex);
+  void restore_queue(StateReader& from, uint16_t index) LETHE_REQUIRES(x_mutex);
+
   const std::unique_ptr<VirtioDevice> x_device;
   const uint32_t x_config_size;
   const std::optional<VirtioSharedMemory> x_shared_memory;
@@ -164,6 +183,7 @@ class VirtioPciTransport final : public PciFunction, private VirtioHost {
 
   bool x_memory_bound LETHE_GUARDED_BY(x_mutex) = false;  // the region, where its BAR is mapped
   bool x_started LETHE_GUARDED_BY(x_mutex) = false;       // device.start() was called
+  bool x_frozen LETHE_GUARDED_BY(x_mutex) = false;
   std::vector<QueueRegisters> x_queues LETHE_GUARDED_BY(x_mutex);
   uint32_t x_device_feature_select LETHE_GUARDED_BY(x_mutex) = 0;
   uint32_t x_driver_feature_select LETHE_GUARDED_BY(x_mutex) = 0;

@@ -110,6 +110,25 @@ void Chain::complete(uint32_t written) {
   std::exchange(x_queue, nullptr)->complete(x_head, written);
 }
 
+Result<> check_position(const QueuePosition& position, uint16_t size) {
+  const auto wrong = [](const char* what) {
+    return config_error("the position of a queue is wrong: {}", what);
+  };
+  if (position.unfinished.size() > size) return wrong("more chains than descriptors");
+  std::vector<bool> seen(size);
+  for (const uint16_t head : position.unfinished) {
+    if (head >= size) return wrong("a head lies outside the descriptor table");
+    if (seen[head]) return wrong("a head is there twice");
+    seen[head] = true;
+  }
+  // Each chain moves the one index when it is popped, and the other when it is completed; in a
+  // broken queue only the first.
+  const auto distance = static_cast<uint16_t>(position.next_avail - position.next_used);
+  if (!position.broken && distance != position.unfinished.size())
+    return wrong("its indices do not go with its chains");
+  return {};
+}
+
 Queue::Queue(const GuestMemory& memory, uint64_t features, Interrupt& interrupt,
              QueueCounters& counters)
     : x_memory(memory),
@@ -120,10 +139,11 @@ Queue::Queue(const GuestMemory& memory, uint64_t features, Interrupt& interrupt,
 
 Result<std::unique_ptr<Queue>> Queue::create(const GuestMemory& memory, const QueueLayout& layout,
                                              uint64_t features, Interrupt& interrupt,
-                                             QueueCounters& counters) {
+                                             QueueCounters& counters, QueueKeeper* keeper) {
   const uint16_t size = layout.size;
   if (!std::has_single_bit(size) || size > kQueueSizeMax)
     return host_error("queue size {} is not a power of two up to {}", size, kQueueSizeMax);
+  if (keeper != nullptr) LETHE_TRY(check_position(keeper->position, size));
   std::unique_ptr<Queue> queue(new Queue(memory, features, interrupt, counters));
   uint8_t* avail = nullptr;
   uint8_t* used = nullptr;
@@ -141,7 +161,33 @@ Result<std::unique_ptr<Queue>> Queue::create(const GuestMemory& memory, const Qu
   queue->x_slots = std::make_unique_for_overwrite<Slot[]>(size);
   queue->x_long_slices = std::make_unique<LongSlices[]>(size);
   queue->x_head_in_flight = std::make_unique<bool[]>(size);
+  if (keeper != nullptr) queue->go_on_from(*keeper);
   return Result<std::unique_ptr<Queue>>(std::move(queue));
+}
+
+void Queue::go_on_from(QueueKeeper& keeper) {
+  x_keeper = &keeper;
+  QueuePosition position = std::exchange(keeper.position, {});
+  x_next_avail = x_avail_index = position.next_avail;
+  x_used_index = x_signalled_used = position.next_used;
+  x_kept = std::move(position.unfinished);
+  x_kept_left = static_cast<uint16_t>(x_kept.size());
+  for (const uint16_t head : x_kept) x_head_in_flight[head] = true;
+  if (position.broken) {
+    x_broken = true;
+    x_broken_reason = "it was broken before the machine was frozen";
+  }
+}
+
+Queue::~Queue() {
+  LETHE_ASSERT(x_in_flight == 0);
+  if (x_keeper == nullptr) return;
+  QueuePosition& position = x_keeper->position;
+  position = {.next_avail = x_next_avail,
+              .next_used = x_used_index,
+              .broken = x_broken,
+              .unfinished = std::move(x_dropped)};
+  position.unfinished.insert(position.unfinished.end(), x_kept.end() - x_kept_left, x_kept.end());
 }
 
 bool Queue::fail(const char* reason) {
@@ -183,6 +229,8 @@ void Queue::prefetch_descriptors(uint16_t count) const {
 
 std::optional<Chain> Queue::pop(const MemoryMap& map) {
   if (x_broken) return std::nullopt;
+  if (x_kept_left > 0) [[unlikely]]
+    return pop_kept(map);
   if (x_next_avail == x_avail_index && !fetch_avail_index()) return std::nullopt;
   const uint16_t head =
       load(x_avail[kAvailRing + (x_next_avail & (x_size - 1))], std::memory_order_relaxed);
@@ -200,6 +248,24 @@ std::optional<Chain> Queue::pop(const MemoryMap& map) {
   x_head_in_flight[head] = true;
   count(x_counters.chains);
   return Chain(*this, head);
+}
+
+// What was popped once already: x_next_avail is past it.
+std::optional<Chain> Queue::pop_kept(const MemoryMap& map) {
+  const uint16_t head = x_kept[x_kept.size() - x_kept_left];
+  if (!walk(map, head)) return std::nullopt;
+  --x_kept_left;
+  ++x_in_flight;
+  return Chain(*this, head);
+}
+
+// A chain that its owner lets go of without a word.
+void Queue::drop(uint16_t head) {
+  if (x_keeper == nullptr || !x_keeper->keeps_chains.load(std::memory_order_acquire))
+    return complete(head, 0);
+  LETHE_ASSERT(x_in_flight > 0 && x_head_in_flight[head]);
+  --x_in_flight;
+  x_dropped.push_back(head);
 }
 
 // A walk along a chain: the table it is in, and where its slices go.
@@ -340,7 +406,7 @@ bool Queue::enable_kicks() {
   // SAFETY: store-load order. The driver stores idx, fences, loads our wish; we store our wish,
   // fence, load idx. Without both fences each could miss the other's store: a chain without a kick.
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  return fetch_avail_index() || x_broken;
+  return x_kept_left > 0 || fetch_avail_index() || x_broken;
 }
 
 void Queue::interrupt_if_needed() {

@@ -20,6 +20,7 @@
 #include <span>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "base/assert.h"
 #include "base/result.h"
@@ -45,11 +46,32 @@ struct alignas(128) QueueCounters {
   std::atomic<uint64_t> rejected{0};    // rules broken by the driver; the queue is broken after one
 };
 
+// Where a queue stands: what the rings do not say. A queue that ends leaves it behind, the next one
+// on the same rings goes on from there (freeze, snapshots).
+struct QueuePosition {
+  uint16_t next_avail = 0;           // of the available ring: what is popped next
+  uint16_t next_used = 0;            // of the used ring: where the next element goes
+  bool broken = false;               // for good: the device needs a reset
+  std::vector<uint16_t> unfinished;  // heads popped and not completed: they are popped again first
+
+  bool operator==(const QueuePosition&) const = default;
+};
+// What could not be a queue's of this size (a file says so): kConfig.
+[[nodiscard]] Result<> check_position(const QueuePosition& position, uint16_t size);
+
+// Who outlives a queue, and keeps its position for the next one.
+struct QueueKeeper {
+  // From now on chains that are dropped are not completed but kept for the next queue. Any thread.
+  std::atomic<bool> keeps_chains{false};
+  QueuePosition position;  // not while there is a queue
+};
+
 class Queue;
 
 // A descriptor chain: what the device may read, then what it may write (2.7.4.2). Move-only and
 // completed exactly once: by complete(), or, if it is dropped, by the destructor with 0 bytes
-// written, so that the driver always gets its buffers back. Chains are completed in any order.
+// written, so that the driver always gets its buffers back; in a device that is being frozen a
+// dropped chain waits for the next queue instead. Chains are completed in any order.
 // Descriptors of length 0, which the spec does not forbid, are not among the slices.
 class Chain {
  public:
@@ -57,14 +79,14 @@ class Chain {
       : x_queue(std::exchange(other.x_queue, nullptr)), x_head(other.x_head) {}
   Chain& operator=(Chain&& other) noexcept {
     if (this != &other) {
-      if (x_queue != nullptr) complete(0);
+      if (x_queue != nullptr) drop();
       x_queue = std::exchange(other.x_queue, nullptr);
       x_head = other.x_head;
     }
     return *this;
   }
   ~Chain() {
-    if (x_queue != nullptr) complete(0);
+    if (x_queue != nullptr) drop();
   }
 
   // All of these: not after complete() or a move.
@@ -102,6 +124,7 @@ class Chain {
  private:
   friend class Queue;
   Chain(Queue& queue, uint16_t head) : x_queue(&queue), x_head(head) {}
+  void drop();
   Queue* x_queue = nullptr;
   uint16_t x_head = 0;
 };
@@ -113,14 +136,14 @@ class alignas(128) Queue {
   // `features`: the negotiated bits; VIRTIO_RING_F_INDIRECT_DESC and VIRTIO_RING_F_EVENT_IDX count
   // here. Fails (kHost, text for the log) when the layout breaks a rule of 2.7: size no power of
   // two or above kQueueSizeMax, a ring misaligned or not wholly in one region of memory.
-  // `memory`, `interrupt` and `counters` must outlive the queue.
-  [[nodiscard]] static Result<std::unique_ptr<Queue>> create(const GuestMemory& memory,
-                                                             const QueueLayout& layout,
-                                                             uint64_t features,
-                                                             Interrupt& interrupt,
-                                                             QueueCounters& counters);
+  // `memory`, `interrupt`, `counters` and `keeper` must outlive the queue. It goes on from the
+  // keeper's position (a new one without a keeper), and leaves its own there when it ends. Fails
+  // also for a position that check_position() refuses.
+  [[nodiscard]] static Result<std::unique_ptr<Queue>> create(
+      const GuestMemory& memory, const QueueLayout& layout, uint64_t features, Interrupt& interrupt,
+      QueueCounters& counters, QueueKeeper* keeper = nullptr);
   // No chain may be alive.
-  ~Queue() { LETHE_ASSERT(x_in_flight == 0); }
+  ~Queue();
   Queue(const Queue&) = delete;
   Queue& operator=(const Queue&) = delete;
 
@@ -170,6 +193,9 @@ class alignas(128) Queue {
   Queue(const GuestMemory& memory, uint64_t features, Interrupt& interrupt,
         QueueCounters& counters);
 
+  void go_on_from(QueueKeeper& keeper);
+  std::optional<Chain> pop_kept(const MemoryMap& map);
+  void drop(uint16_t head);
   bool walk(const MemoryMap& map, uint16_t head);
   bool enter_indirect(Walk& walk, const vring_desc& desc);
   bool take_buffer(Walk& walk, const vring_desc& desc);
@@ -187,6 +213,7 @@ class alignas(128) Queue {
   const GuestMemory& x_memory;
   Interrupt& x_interrupt;
   QueueCounters& x_counters;
+  QueueKeeper* x_keeper = nullptr;  // none in tests
   const bool x_indirect;
   const bool x_event_idx;
 
@@ -203,12 +230,16 @@ class alignas(128) Queue {
   uint16_t x_signalled_used = 0;  // x_used_index at the last interrupt_if_needed()
   uint32_t x_completed = 0;       // chains completed since then
   bool x_broken = false;
+  uint16_t x_kept_left = 0;  // heads at the end of x_kept: popped before everything else
   const char* x_broken_reason = "";
   std::unique_ptr<Slot[]> x_slots;              // by head
   std::unique_ptr<LongSlices[]> x_long_slices;  // by head
-  std::unique_ptr<bool[]> x_head_in_flight;     // by head
+  std::unique_ptr<bool[]> x_head_in_flight;     // by head; those of x_kept and x_dropped as well
+  std::vector<uint16_t> x_kept;                 // heads that the queue before this one left
+  std::vector<uint16_t> x_dropped;              // heads that the next one gets
 };
 
+inline void Chain::drop() { std::exchange(x_queue, nullptr)->drop(x_head); }
 inline std::span<const IoSlice> Chain::readable() const {
   return {x_queue->slices(x_head), x_queue->x_slots[x_head].readable_count};
 }

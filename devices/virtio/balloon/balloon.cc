@@ -150,6 +150,65 @@ void BalloonDevice::reset() {
   x_shared->num_pages.store(x_shared->target_pages.load());
 }
 
+// --- snapshots
+
+void BalloonDevice::freeze() {
+  if (x_thread_owner) run_and_wait([](BalloonWork& work) { work.freeze(); });
+}
+
+Result<> BalloonDevice::can_save() const {
+  const bool poisons = (x_features & balloon_bit(VIRTIO_BALLOON_F_PAGE_POISON)) != 0;
+  if (!poisons || x_shared->poison.load() == 0) return {};
+  return host_error(
+      "the guest's kernel poisons free memory (page_poisoning): its returned pages can't be saved");
+}
+
+void BalloonDevice::save(StateWriter& to) {
+  to.number(x_shared->target_pages.load());
+  to.number(x_shared->actual.load());
+  to.number(x_shared->hint_id.load());
+  to.number(x_shared->poison.load());
+  const BalloonStatistics known = statistics();
+  to.number(static_cast<uint32_t>(known.tags.size()));
+  for (const auto& [tag, amount] : known.tags) {
+    to.number(tag);
+    to.number(amount);
+  }
+  uint32_t last_id = 0;
+  if (x_thread_owner) run_and_wait([&](BalloonWork& work) { last_id = work.last_hint_id(); });
+  to.number(last_id);
+}
+
+Result<> BalloonDevice::restore(StateReader& from) {
+  const auto target = from.number<uint32_t>();
+  const auto actual = from.number<uint32_t>();
+  const auto hint_id = from.number<uint32_t>();
+  const auto poison = from.number<uint32_t>();
+  BalloonStatistics known{.when = std::chrono::steady_clock::now(), .tags = {}};
+  const auto count = from.number<uint32_t>();
+  if (count > BalloonWork::kStatisticsMax) from.fail(fmt::format("{} statistics", count));
+  for (uint32_t i = 0; i < count && from.ok(); ++i) {
+    const auto tag = from.number<uint16_t>();
+    known.tags[tag] = from.number<uint64_t>();
+  }
+  const auto last_id = from.number<uint32_t>();
+  // No pull is under way: that would be another id.
+  if (target > x_ram_pages || hint_id > VIRTIO_BALLOON_CMD_ID_DONE)
+    from.fail("a balloon can't be in this state");
+  LETHE_TRY(from.check());
+  x_shared->target_pages.store(target);
+  x_shared->num_pages.store(target);
+  x_shared->actual.store(actual);
+  x_shared->hint_id.store(hint_id);
+  x_shared->poison.store(poison);
+  if (count > 0) {
+    MutexLock lock(x_shared->mutex);
+    x_shared->statistics = std::move(known);
+  }
+  if (x_thread_owner) run_and_wait([&](BalloonWork& work) { work.go_on(last_id); });
+  return {};
+}
+
 // --- control; any thread
 
 void BalloonDevice::request_statistics(std::function<void(BalloonStatistics)> done) {

@@ -132,6 +132,12 @@ class BalloonDevice : public VirtioDevice, public BalloonControl {
   void kicked(uint16_t index) override;
   void stop_queue(uint16_t index) override;
   void reset() override;
+  // A pull ends: the guest gets everything back. What was returned is missing in a snapshot's
+  // memory, and reads as zeros; where the guest wants its poison there instead, none is taken.
+  void freeze() override;
+  [[nodiscard]] Result<> can_save() const override;
+  void save(StateWriter& to) override;
+  [[nodiscard]] Result<> restore(StateReader& from) override;
 
   void request_statistics(std::function<void(BalloonStatistics)> done) override;
   [[nodiscard]] BalloonStatistics statistics() const override;

@@ -68,6 +68,10 @@ class BalloonPull {
   void stop(const char* why);
   [[nodiscard]] bool running() const { return x_step != Step::kIdle; }
 
+  // The last command id of hinting: the next one is another.
+  [[nodiscard]] uint32_t last_id() const { return x_last_id; }
+  void set_last_id(uint32_t id) { x_last_id = id; }
+
   // From the queues and the configuration.
   void hinting_began();  // the driver took up the command id
   void hinting_ended();  // the driver has no more, or heard STOP

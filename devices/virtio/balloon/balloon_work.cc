@@ -42,8 +42,21 @@ BalloonWork::~BalloonWork() { stop_all(); }
 void BalloonWork::start(uint64_t features, VirtioHost& host) {
   x_features = features;
   x_host = &host;
-  const bool poisons = (features & balloon_bit(VIRTIO_BALLOON_F_PAGE_POISON)) != 0;
+  take_poison();
+}
+
+void BalloonWork::take_poison() {
+  const bool poisons = (x_features & balloon_bit(VIRTIO_BALLOON_F_PAGE_POISON)) != 0;
   x_pipeline.set_poison(poisons ? x_shared.poison.load() : 0);
+}
+
+void BalloonWork::freeze() { x_pull->stop("the machine is frozen for a snapshot"); }
+
+uint32_t BalloonWork::last_hint_id() const { return x_pull->last_id(); }
+
+void BalloonWork::go_on(uint32_t last_hint_id) {
+  x_pull->set_last_id(last_hint_id);
+  take_poison();
 }
 
 void BalloonWork::start_queue(BalloonQueue role, std::unique_ptr<Queue> queue,

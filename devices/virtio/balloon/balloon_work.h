@@ -64,6 +64,11 @@ class BalloonWork {
   void stop_queue(BalloonQueue role);
   void stop_all();
 
+  // Snapshots. What the shared state has is restored before go_on().
+  void freeze();
+  [[nodiscard]] uint32_t last_hint_id() const;
+  void go_on(uint32_t last_hint_id);
+
   // The driver notified the hinting queue and waits. Linux puts a hinted page where its shrinker
   // finds it, and may use it again, only after the notification (6.1: get_free_page_and_send()), so
   // this is the one moment at which its content is certainly not wanted. Hence hints are popped
@@ -95,6 +100,7 @@ class BalloonWork {
   [[nodiscard]] const Line& line(BalloonQueue role) const {
     return x_lines[static_cast<size_t>(role)];
   }
+  void take_poison();
   void serve(BalloonQueue role);
   void serve_returns(BalloonQueue role);
   void serve_deflate();

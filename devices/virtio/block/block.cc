@@ -121,4 +121,17 @@ void BlockDevice::reset() {
   x_thread.run_and_wait([this] { x_io->stop_all(); });
 }
 
+void BlockDevice::save(StateWriter& to) {
+  to.number(x_config.capacity);
+  x_thread.run_and_wait([&] { x_io->save(to); });
+}
+
+Result<> BlockDevice::restore(StateReader& from) {
+  const auto sectors = from.number<uint64_t>();
+  if (from.ok() && sectors != x_config.capacity)
+    from.fail(fmt::format("the disk had {} sectors and has {} now", sectors, x_config.capacity));
+  x_thread.run_and_wait([&] { x_io->restore(from); });
+  return from.check();
+}
+
 }  // namespace lethe

@@ -52,6 +52,9 @@ class BlockDevice : public VirtioDevice {
   void start_queue(uint16_t index, std::unique_ptr<Queue> queue, const EventFd& kick) override;
   void stop_queue(uint16_t index) override;
   void reset() override;
+  // The disk's content is no part of it: the file is as it is.
+  void save(StateWriter& to) override;
+  [[nodiscard]] Result<> restore(StateReader& from) override;
 
   [[nodiscard]] uint64_t sectors() const { return x_config.capacity; }
   [[nodiscard]] const BlockCounters& counters() const { return x_counters; }

@@ -124,6 +124,16 @@ void BlockIo::stop_all() {
   x_host = nullptr;
 }
 
+void BlockIo::save(StateWriter& to) const {
+  to.number(x_requests.debt());
+  to.number(x_bytes.debt());
+}
+
+void BlockIo::restore(StateReader& from) {
+  x_requests.set_debt(std::min(from.number<uint64_t>(), uint64_t{1}));
+  x_bytes.set_debt(std::min(from.number<uint64_t>(), kChainBytesMax));  // of one request at most
+}
+
 // Works until there is nothing left to do, then asks for kicks and for the ring's wakings.
 void BlockIo::pump() {
   x_ring->disarm();
@@ -395,15 +405,17 @@ unsigned BlockIo::reap() {
 
 void BlockIo::completed(BlockRequest& request, int result) {
   const bool stopping = x_queues[request.queue].stopping;
-  if ((result == -EINTR || result == -EAGAIN) && !stopping && request.retries++ < kRetriesMax)
-    return run(request);
+  const bool interrupted = result == -EINTR || result == -EAGAIN;
+  if (stopping && (interrupted || result == -ECANCELED || result == -EOPNOTSUPP))
+    return abandon(request);
+  if (interrupted && request.retries++ < kRetriesMax) return run(request);
   const bool transfer = request.type() == VIRTIO_BLK_T_IN || request.is_write();
   if (transfer || (request.zeroes_written && result != -EOPNOTSUPP))
     return transferred(request, result);
   if (result == -EOPNOTSUPP && request.type() != VIRTIO_BLK_T_FLUSH) {
     const bool punched = request.type() == VIRTIO_BLK_T_DISCARD || request.unmap();
     (punched ? x_punch_hole_works : x_zero_range_works) = false;
-    return stopping ? fail(request, EIO) : run(request);
+    return run(request);
   }
   if (result < 0) return fail(request, -result);
   finish(request, VIRTIO_BLK_S_OK);
@@ -417,17 +429,22 @@ void BlockIo::transferred(BlockRequest& request, int result) {
     request.copy_data_in({request.bounce, bytes});
   request.advance(bytes);
   if (request.left() == 0) return finish(request, VIRTIO_BLK_S_OK);
-  if (x_queues[request.queue].stopping) return fail(request, ECANCELED);
+  if (x_queues[request.queue].stopping) return abandon(request);
   run(request);  // the rest of a short one
 }
 
 void BlockIo::fail(BlockRequest& request, int error) {
-  if (error != ECANCELED) {
-    ++x_counters.io_errors;
-    LETHE_LOG_LIMITED(LogModule::kBlock, "request of type {} at byte {} failed: {}", request.type(),
-                      request.offset() + request.done(), errno_text(error));
-  }
+  ++x_counters.io_errors;
+  LETHE_LOG_LIMITED(LogModule::kBlock, "request of type {} at byte {} failed: {}", request.type(),
+                    request.offset() + request.done(), errno_text(error));
   finish(request, VIRTIO_BLK_S_IOERR);
+}
+
+// Its queue stops: nothing was done, or a part.
+void BlockIo::abandon(BlockRequest& request) {
+  if (request.bounce != nullptr) give_back_bounce(request);
+  request.drop();
+  --x_queues[request.queue].in_flight;
 }
 
 void BlockIo::finish(BlockRequest& request, uint8_t status) {

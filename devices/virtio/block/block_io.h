@@ -60,9 +60,13 @@ class BlockIo {
   void start(VirtioHost& host, bool write_through);
   void start_queue(uint16_t index, std::unique_ptr<Queue> queue, const EventFd& kick);
   // Drops what waits, asks the kernel to cancel what it runs, and waits until it has let go of the
-  // guest's memory: as long as the host's storage takes for what can't be cancelled.
+  // guest's memory: as long as the host's storage takes for what can't be cancelled. What was
+  // cancelled is dropped, not answered: done again later, it does no harm.
   void stop_queue(uint16_t index);
   void stop_all();
+  // The rate limits' state.
+  void save(StateWriter& to) const;
+  void restore(StateReader& from);
 
   // Its bounce buffers, for the shrinker; any thread.
   [[nodiscard]] ShrinkableCache& bounce_cache() { return x_bounce.cache(); }
@@ -101,6 +105,7 @@ class BlockIo {
   void completed(BlockRequest& request, int result);
   void transferred(BlockRequest& request, int result);
   void fail(BlockRequest& request, int error);
+  void abandon(BlockRequest& request);
   void finish(BlockRequest& request, uint8_t status);
   void count(const BlockRequest& request);
   void give_back_bounce(BlockRequest& request);

@@ -30,6 +30,15 @@ class TokenBucket {
     if (x_rate != 0) x_tokens -= static_cast<double>(cost);
   }
 
+  // Tokens owed at the last take() or wait(), for a snapshot. What it holds beyond none is not
+  // kept.
+  [[nodiscard]] uint64_t debt() const {
+    return x_tokens < 0 ? static_cast<uint64_t>(std::min(-x_tokens, 1e18)) : 0;
+  }
+  void set_debt(uint64_t tokens) {
+    if (x_rate != 0 && tokens > 0) x_tokens = -static_cast<double>(tokens);
+  }
+
  private:
   void refill(Time now) {
     if (x_last != Time{}) {

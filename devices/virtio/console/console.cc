@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
+#include <vector>
 
 #include "base/log.h"
 
@@ -46,6 +48,7 @@ void ConsoleDevice::start(uint64_t /*features*/, VirtioHost& host) {
 
 void ConsoleDevice::start_queue(uint16_t index, std::unique_ptr<Queue> queue, const EventFd& kick) {
   MutexLock lock(x_mutex);
+  x_frozen = false;
   Port& port = x_ports[index];
   port.queue = std::move(queue);
   port.kick = &kick;
@@ -67,15 +70,56 @@ void ConsoleDevice::stop_queue(uint16_t index) {
 }
 
 void ConsoleDevice::stop(uint16_t index) {
-  if (index == kTransmitQueue) x_sending.reset();  // the queue must outlive its chains
+  if (index == kTransmitQueue) {
+    if (!x_frozen)
+      x_sent_before = 0;
+    else if (x_sending)
+      x_sent_before = x_sent;
+    x_sending.reset();  // the queue must outlive its chains
+  }
   x_ports[index] = Port{};
 }
 
 void ConsoleDevice::reset() {
   MutexLock lock(x_mutex);
+  x_frozen = false;
   stop(kReceiveQueue);
   stop(kTransmitQueue);
   x_host = nullptr;
+}
+
+void ConsoleDevice::freeze() {
+  MutexLock lock(x_mutex);
+  x_frozen = true;
+}
+
+// What the sink has taken is the sink's: it writes it out in its own time.
+void ConsoleDevice::save(StateWriter& to) {
+  MutexLock lock(x_mutex);
+  to.number(x_config.cols);
+  to.number(x_config.rows);
+  to.number(x_sent_before);
+  std::vector<uint8_t> waiting;
+  for (auto input = x_input; !input.empty(); input.pop(input.front().size()))
+    waiting.insert(waiting.end(), input.front().begin(), input.front().end());
+  to.bytes(waiting);
+}
+
+Result<> ConsoleDevice::restore(StateReader& from) {
+  MutexLock lock(x_mutex);
+  const auto columns = from.number<uint16_t>();
+  const auto rows = from.number<uint16_t>();
+  const auto sent = from.number<uint64_t>();
+  const auto waiting = from.bytes(kInputMax);
+  LETHE_TRY(from.check());
+  // The terminal here, if there is one, has said its size.
+  if (x_config.cols == 0 && x_config.rows == 0) {
+    x_config.cols = columns;
+    x_config.rows = rows;
+  }
+  x_sent_before = sent;
+  x_counters.bytes_in += x_input.push(waiting);
+  return {};
 }
 
 void ConsoleDevice::resize(uint16_t columns, uint16_t rows) {
@@ -156,7 +200,7 @@ void ConsoleDevice::serve_transmit() {
     while (budget > 0 && !sink_full) {
       if (!x_sending) {
         x_sending = queue->pop();
-        x_sent = 0;
+        x_sent = std::exchange(x_sent_before, 0);
       }
       if (!x_sending) break;
       sink_full = !send(budget);

@@ -56,6 +56,9 @@ class ConsoleDevice : public VirtioDevice, public ByteReceiver {
   void start_queue(uint16_t index, std::unique_ptr<Queue> queue, const EventFd& kick) override;
   void stop_queue(uint16_t index) override;
   void reset() override;
+  void freeze() override;
+  void save(StateWriter& to) override;
+  [[nodiscard]] Result<> restore(StateReader& from) override;
 
   [[nodiscard]] const ConsoleCounters& counters() const { return x_counters; }
 
@@ -82,6 +85,9 @@ class ConsoleDevice : public VirtioDevice, public ByteReceiver {
   std::array<Port, 2> x_ports LETHE_GUARDED_BY(x_mutex);
   std::optional<Chain> x_sending LETHE_GUARDED_BY(x_mutex);  // what the sink has not taken whole
   uint64_t x_sent LETHE_GUARDED_BY(x_mutex) = 0;             // bytes of it that it has taken
+  bool x_frozen LETHE_GUARDED_BY(x_mutex) = false;
+  // Frozen: what had been sent of the chain that comes first when the queue goes on.
+  uint64_t x_sent_before LETHE_GUARDED_BY(x_mutex) = 0;
   ByteRing<kInputMax> x_input LETHE_GUARDED_BY(x_mutex);
   bool x_input_refused LETHE_GUARDED_BY(x_mutex) = false;
 };

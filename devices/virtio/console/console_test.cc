@@ -227,5 +227,97 @@ TEST_F(ConsoleTest, survives_resets_while_output_waits_for_the_sink) {
   EXPECT_TRUE(sink.text().ends_with("end"));
 }
 
+TEST_F(ConsoleTest, output_under_way_is_sent_once_over_a_freeze) {
+  const std::string text = "one two three four five";
+  device.run([&] { sink.set_room(3); });
+  const FakeBuffer buffer = put(text);
+  ASSERT_TRUE(guest.driver(kTx).add({&buffer, 1}));
+  guest.kick(kTx);
+  for (size_t sent = 3; sent < text.size(); sent += 5) {
+    ASSERT_TRUE(eventually([&] { return sink.text().size() == sent; }));
+    guest.freeze();
+    EXPECT_EQ(guest.position(kTx).unfinished.size(), 1u);
+    EXPECT_FALSE(guest.driver(kTx).poll_used()) << "not an answer";
+    device.run([&] { sink.set_room(5); });  // frozen: nobody takes it
+    EXPECT_EQ(sink.text().size(), sent);
+    guest.thaw();
+  }
+  EXPECT_TRUE(wait_used(kTx));
+  EXPECT_EQ(sink.text(), text);
+}
+
+TEST_F(ConsoleTest, output_input_and_size_go_on_in_another_device) {
+  device.run([&] {
+    sink.set_room(4);
+    device->resize(132, 43);
+  });
+  const FakeBuffer out = put("half a line\n");
+  ASSERT_TRUE(guest.driver(kTx).add({&out, 1}));
+  guest.kick(kTx);
+  ASSERT_TRUE(eventually([&] { return sink.text().size() == 4; }));
+  EXPECT_EQ(type("typed "), 6u);
+  guest.freeze();
+  EXPECT_EQ(type("ahead"), 5u);  // frozen: it waits
+  const auto state = guest.save();
+
+  LockedSink other_sink;
+  OnLoop<ConsoleDevice> other{
+      [&](EventLoop& loop) { return std::make_unique<ConsoleDevice>(loop, other_sink); }};
+  ASSERT_TRUE(guest.move_to(*other, state));
+  guest.thaw();
+  EXPECT_TRUE(wait_used(kTx));
+  EXPECT_EQ(sink.text() + other_sink.text(), "half a line\n");
+  const FakeBuffer in = room(64);
+  EXPECT_EQ(guest.request(kRx, {&in, 1}), 11u);
+  EXPECT_EQ(content(in.address, 11), "typed ahead");
+  uint8_t bytes[sizeof(virtio_console_config)];
+  other->read_config(0, bytes);
+  EXPECT_EQ(bytes[0], 132);
+  EXPECT_EQ(bytes[2], 43);
+  guest.reset();
+}
+
+TEST_F(ConsoleTest, a_terminal_that_has_said_its_size_keeps_it_over_a_restore) {
+  device.run([&] { device->resize(132, 43); });
+  guest.freeze();
+  const auto state = guest.save();
+  device.run([&] { device->resize(80, 25); });
+  ASSERT_TRUE(guest.move_to(*device, state));
+  EXPECT_EQ(config().cols, 80);
+}
+
+TEST_F(ConsoleTest, a_reset_after_a_freeze_forgets_what_was_under_way) {
+  device.run([&] { sink.set_room(3); });
+  const FakeBuffer buffer = put("one two");
+  ASSERT_TRUE(guest.driver(kTx).add({&buffer, 1}));
+  guest.kick(kTx);
+  ASSERT_TRUE(eventually([&] { return sink.text().size() == 3; }));
+  guest.freeze();
+  guest.reset();
+  device.run([&] { sink.set_room(100); });
+  guest.start();
+  const FakeBuffer more = put("whole");
+  EXPECT_EQ(guest.request(kTx, {&more, 1}), 0u);
+  EXPECT_EQ(sink.text(), "onewhole");
+}
+
+TEST_F(ConsoleTest, hostile_state_is_refused_or_harmless) {
+  guest.freeze();
+  const auto state = guest.save();
+  for (size_t size = 0; size < state.size(); ++size)
+    EXPECT_FALSE(guest.move_to(*device, std::span(state).first(size))) << size;
+  auto longer = state;
+  longer[2 + 2 + 8] = 1;  // input that is not there
+  EXPECT_FALSE(guest.move_to(*device, longer));
+  auto sent = state;
+  for (size_t i = 4; i < 12; ++i) sent[i] = 0xff;  // more sent than there is
+  EXPECT_TRUE(guest.move_to(*device, sent));
+  guest.thaw();
+  const FakeBuffer buffer = put("lost");
+  EXPECT_EQ(guest.request(kTx, {&buffer, 1}), 0u);
+  EXPECT_EQ(guest.request(kTx, {&buffer, 1}), 0u);
+  EXPECT_EQ(sink.text(), "lost") << "the first one only";
+}
+
 }  // namespace
 }  // namespace lethe

@@ -136,5 +136,30 @@ TEST_F(RngTest, survives_resets_while_it_fills_buffers) {
   EXPECT_EQ(guest->request(0, {&buffer, 1}), size);
 }
 
+TEST_F(RngTest, every_request_is_answered_once_over_freezes_and_in_another_device) {
+  open();
+  const FakeBuffer buffer{guest->heap().alloc(64), 64, true};
+  for (int i = 0; i < 200; ++i) {
+    ASSERT_TRUE(guest->driver(0).add({&buffer, 1}));
+    guest->kick_if_wanted(0);
+    guest->freeze();
+    guest->thaw();
+    const auto used =
+        guest->driver(0).wait_used(guest->interrupt(0), deadline_in(FakeTransport::kPatience));
+    ASSERT_TRUE(used) << i;
+    EXPECT_EQ(used->written, 64u);
+  }
+  ASSERT_TRUE(guest->driver(0).add({&buffer, 1}));
+  guest->freeze();
+  const auto state = guest->save();
+  OnLoop<RngDevice> other{[&](EventLoop& loop) { return RngDevice::open(loop, "").value(); }};
+  ASSERT_TRUE(guest->move_to(*other, state));
+  guest->thaw();
+  ASSERT_TRUE(
+      guest->driver(0).wait_used(guest->interrupt(0), deadline_in(FakeTransport::kPatience)));
+  EXPECT_EQ(guest->request(0, {&buffer, 1}), 64u);
+  guest->reset();
+}
+
 }  // namespace
 }  // namespace lethe
