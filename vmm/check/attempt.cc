@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 
@@ -29,8 +30,8 @@ Result<std::pair<UniqueFd, UniqueFd>> make_pipe() {
 
 // Runs in the forked child, which is single-threaded: only async-signal-safe calls. `input` etc.
 // become descriptors 0 to 2; all others close on exec.
-[[noreturn]] void become(char* const* arguments, int input, int output, int messages,
-                         pid_t parent) {
+[[noreturn]] void become(char* const* arguments, char* const* environment, int input, int output,
+                         int messages, pid_t parent) {
   // A group of its own, so that the terminal's Ctrl-C reaches only us, and that the whole group
   // can be ended. It must not outlive us: PDEATHSIG, and the check that we live still.
   ::setpgid(0, 0);
@@ -41,10 +42,24 @@ Result<std::pair<UniqueFd, UniqueFd>> make_pipe() {
   ::sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
   if (::dup2(input, 0) == 0 && ::dup2(output, 1) == 1 && ::dup2(messages, 2) == 2)
-    ::execv(arguments[0], arguments);
+    ::execve(arguments[0], arguments, environment);
   constexpr std::string_view kText = "cannot start the program\n";
   (void)!::write(2, kText.data(), kText.size());
   ::_exit(127);
+}
+
+// Ours and `more`; of two values of a name, the one of `more` stands.
+std::vector<char*> environment_with(std::vector<std::string>& more) {
+  std::vector<char*> all;
+  for (std::string& variable : more) all.push_back(variable.data());
+  for (char** ours = environ; *ours != nullptr; ++ours) {
+    const std::string_view variable = *ours;
+    const std::string_view name = variable.substr(0, variable.find('=') + 1);
+    if (std::none_of(more.begin(), more.end(), [&](auto& m) { return m.starts_with(name); }))
+      all.push_back(*ours);
+  }
+  all.push_back(nullptr);
+  return all;
 }
 
 void write_all(int fd, std::string_view text) {
@@ -111,6 +126,7 @@ Result<> Attempt::spawn(UniqueFd output, UniqueFd messages) {
   std::vector<char*> arguments;
   for (std::string& word : x_spec.command) arguments.push_back(word.data());
   arguments.push_back(nullptr);
+  const std::vector<char*> environment = environment_with(x_spec.environment);
   // No signal may run our handlers in the child.
   sigset_t all;
   sigset_t before;
@@ -118,7 +134,8 @@ Result<> Attempt::spawn(UniqueFd output, UniqueFd messages) {
   ::sigprocmask(SIG_SETMASK, &all, &before);
   const pid_t parent = ::getpid();
   const pid_t pid = ::fork();
-  if (pid == 0) become(arguments.data(), input.get(), output.get(), messages.get(), parent);
+  if (pid == 0)
+    become(arguments.data(), environment.data(), input.get(), output.get(), messages.get(), parent);
   const int fork_error = errno;
   ::sigprocmask(SIG_SETMASK, &before, nullptr);
   if (pid < 0) return host_error("cannot start a process: {}", errno_text(fork_error));
@@ -129,6 +146,7 @@ Result<> Attempt::spawn(UniqueFd output, UniqueFd messages) {
 }
 
 void Attempt::keep(Stream& stream, std::string_view chunk) {
+  if (&stream == &x_messages && x_spec.on_messages) x_spec.on_messages(chunk);
   const std::string_view kept = chunk.substr(0, stream.bytes_max - stream.text->size());
   stream.text->append(kept);
   if (x_log.valid()) write_all(x_log.get(), kept);

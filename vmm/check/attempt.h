@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/event_loop.h"
@@ -21,8 +22,11 @@ inline constexpr size_t kMessagesBytesMax = 64 << 10;  // the rest of them is dr
 struct AttemptSpec {
   std::vector<std::string> command;  // the program and its arguments
   std::chrono::nanoseconds deadline{};
-  std::chrono::nanoseconds grace{};  // from SIGTERM to SIGKILL
-  std::string log_file;              // gets the output as it comes; empty: none
+  std::chrono::nanoseconds grace{};        // from SIGTERM to SIGKILL
+  std::string log_file;                    // gets the output as it comes; empty: none
+  std::vector<std::string> environment{};  // NAME=VALUE, besides our own
+  // Gets what comes on standard error, as it comes; optional.
+  std::function<void(std::string_view)> on_messages{};
 };
 
 struct AttemptRecord {

@@ -42,6 +42,7 @@ int command_reclaim(int argc, char** argv);
 int command_attach(int argc, char** argv);
 int command_vnc(int argc, char** argv);
 int command_shot(int argc, char** argv);
+int command_image(int argc, char** argv);
 int command_version(int argc, char** argv);
 
 }  // namespace lethe
