@@ -92,7 +92,7 @@ Result<> FakeTransport::move_to(VirtioDevice& device, std::span<const uint8_t> s
 
 void FakeTransport::reset() {
   if (!x_started) return;
-  x_device->reset();
+  if (x_device != nullptr) x_device->reset();
   x_started = false;
 }
 

@@ -77,4 +77,46 @@ void Backing::copy_lines(uint64_t offset, uint32_t stride, uint64_t line_bytes, 
     piece = copy(piece, offset, line_bytes, to);
 }
 
+// A piece may run on from one region into the next, if the host has put them side by side.
+void Backing::save(const GuestMemory& memory, StateWriter& to) const {
+  const std::vector<MemoryRegion> regions = memory.regions();
+  uint64_t start = 0;
+  for (const Piece& piece : x_pieces) {
+    const uint8_t* at = piece.data;
+    for (uint64_t left = piece.end - start; left > 0;) {
+      const auto region = std::ranges::find_if(regions, [&](const MemoryRegion& candidate) {
+        return !candidate.removable && at >= candidate.host && at < candidate.host + candidate.size;
+      });
+      LETHE_ASSERT(region != regions.end());
+      const auto offset = static_cast<uint64_t>(at - region->host);
+      const uint64_t part = std::min(left, region->size - offset);
+      to.number(region->start.value + offset);
+      to.number(part);
+      at += part;
+      left -= part;
+    }
+    start = piece.end;
+  }
+  to.number(uint64_t{0});
+  to.number(uint64_t{0});  // the end
+}
+
+std::optional<Backing> Backing::restore(const GuestMemory& memory, StateReader& from) {
+  Backing backing;
+  const auto map = memory.map();
+  for (uint32_t entries = 0;; ++entries) {
+    const GuestAddr address{from.number<uint64_t>()};
+    const auto length = from.number<uint64_t>();
+    if (length == 0) break;
+    const auto slice = map->slice(address, length);
+    if (!slice || entries >= kEntriesMax) {
+      from.fail("a backing is not in guest memory, or too long");
+      break;
+    }
+    backing.add(*slice);
+  }
+  if (!from.ok()) return std::nullopt;
+  return backing;
+}
+
 }  // namespace lethe

@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "base/state.h"
 #include "devices/virtio/queue.h"
 #include "memory/guest_memory.h"
 
@@ -26,6 +27,10 @@ class Backing {
   [[nodiscard]] static std::optional<Backing> read(const GuestMemory& memory, const Chain& chain,
                                                    uint64_t offset, uint32_t count,
                                                    std::span<uint8_t> scratch);
+
+  // Snapshots: as guest addresses; restore() checks them like read(). Nothing: from has failed.
+  void save(const GuestMemory& memory, StateWriter& to) const;
+  [[nodiscard]] static std::optional<Backing> restore(const GuestMemory& memory, StateReader& from);
 
   [[nodiscard]] bool empty() const { return x_pieces.empty(); }
   [[nodiscard]] uint64_t bytes() const { return x_pieces.empty() ? 0 : x_pieces.back().end; }

@@ -134,4 +134,60 @@ bool EventRing::set_tail(uint32_t tail) {
   return true;
 }
 
+namespace {
+
+void save_event(const window::Event& event, StateWriter& to) {
+  for (const uint32_t word : {event.type, event.window, event.a, event.b, event.c, event.d})
+    to.number(word);
+}
+
+window::Event restore_event(StateReader& from) {
+  window::Event event{};
+  for (uint32_t* word : {&event.type, &event.window, &event.a, &event.b, &event.c, &event.d})
+    *word = from.number<uint32_t>();
+  return event;
+}
+
+}  // namespace
+
+void EventRing::save(StateWriter& to) const {
+  to.number(x_head);
+  to.number(x_tail);
+  to.number(x_lost);
+  to.number(static_cast<uint32_t>(x_waiting.size()));
+  for (const Waiting& entry : x_waiting) {
+    to.number(entry.window);
+    to.boolean(entry.has_motion);
+    to.boolean(entry.has_configure);
+    to.boolean(entry.has_done);
+    save_event(entry.motion, to);
+    save_event(entry.configure, to);
+    save_event(entry.done, to);
+  }
+  to.number(static_cast<uint32_t>(x_released.size()));
+  for (const uint32_t resource : x_released) to.number(resource);
+}
+
+void EventRing::restore(StateReader& from) {
+  x_head = from.number<uint32_t>();
+  x_tail = from.number<uint32_t>();
+  x_lost = from.number<uint32_t>();
+  if (used() > x_capacity) from.fail("an event ring with more events than it holds");
+  const auto waiting_count = from.number<uint32_t>();
+  if (waiting_count > window::kWindowsMax) from.fail("more windows than there can be");
+  for (uint32_t i = 0; i < waiting_count && from.ok(); ++i) {
+    Waiting& entry = waiting(from.number<uint32_t>());
+    entry.has_motion = from.boolean();
+    entry.has_configure = from.boolean();
+    entry.has_done = from.boolean();
+    entry.motion = restore_event(from);
+    entry.configure = restore_event(from);
+    entry.done = restore_event(from);
+  }
+  const auto released_count = from.number<uint32_t>();
+  if (released_count > kReleasedMax) from.fail("more released resources than are kept");
+  for (uint32_t i = 0; i < released_count && from.ok(); ++i)
+    x_released.push_back(from.number<uint32_t>());
+}
+
 }  // namespace lethe

@@ -14,6 +14,7 @@
 #include <deque>
 #include <vector>
 
+#include "base/state.h"
 #include "devices/virtio/gpu/window_protocol.h"
 
 namespace lethe {
@@ -27,6 +28,9 @@ class EventRing {
   // `data`: `bytes` of memory, 4-byte aligned, that stay until stop(). False if they are too few.
   bool start(uint8_t* data, uint64_t bytes);
   void stop();
+  // Snapshots: all but the memory. restore(): after start().
+  void save(StateWriter& to) const;
+  void restore(StateReader& from);
   [[nodiscard]] bool active() const { return x_data != nullptr; }
 
   // Nothing happens while it is not active.

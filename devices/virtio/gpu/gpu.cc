@@ -100,6 +100,19 @@ void GpuDevice::reset() {
   x_gui.run_and_wait([&] { x_work->reset(); });
 }
 
+void GpuDevice::freeze() {
+  x_gui.run_and_wait([&] { x_work->freeze(); });
+}
+
+void GpuDevice::save(StateWriter& to) {
+  x_gui.run_and_wait([&] { x_work->save(to); });
+}
+
+Result<> GpuDevice::restore(StateReader& from) {
+  x_gui.run_and_wait([&] { x_work->restore(from); });
+  return from.check();
+}
+
 const GpuCounters& GpuDevice::counters() const { return x_shared->counters; }
 
 void GpuDevice::report_metrics(MetricSink& sink) const {

@@ -69,6 +69,11 @@ class GpuDevice final : public VirtioDevice {
   void start_queue(uint16_t index, std::unique_ptr<Queue> queue, const EventFd& kick) override;
   void stop_queue(uint16_t index) override;
   void reset() override;
+  // Everything the guest has made, with its content; not what it wrote into the region where no
+  // blob is mapped.
+  void freeze() override;
+  void save(StateWriter& to) override;
+  [[nodiscard]] Result<> restore(StateReader& from) override;
 
   [[nodiscard]] const GpuCounters& counters() const;
   void report_metrics(MetricSink& sink) const;  // any thread

@@ -59,12 +59,16 @@ uint32_t GpuWork::context_create(const Request& request, Response& /*response*/)
   // Without a capset it is what Linux makes for each opener of the device: a name, no more.
   if (capset != 0 && capset != window::kWindowCapset) return kBad;
   if (x_contexts.size() >= kContextsMax) return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
-  Context& context = x_contexts[id];
-  context.serial = ++x_serials;
-  if (capset == window::kWindowCapset)
-    context.windows = std::make_unique<WindowContext>(x_gui, x_resources, context.serial,
-                                                      [this, id] { check_poll(id); });
+  make_context(id, ++x_serials, capset == window::kWindowCapset);
   return kOk;
+}
+
+void GpuWork::make_context(uint32_t id, uint64_t serial, bool windows) {
+  Context& context = x_contexts[id];
+  context.serial = serial;
+  if (windows)
+    context.windows =
+        std::make_unique<WindowContext>(x_gui, x_resources, serial, [this, id] { check_poll(id); });
 }
 
 uint32_t GpuWork::context_destroy(const Request& request, Response& /*response*/) {

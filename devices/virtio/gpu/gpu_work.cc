@@ -44,6 +44,7 @@ void GpuWork::start(uint64_t features, VirtioHost& host) {
 }
 
 void GpuWork::start_queue(uint16_t index, std::unique_ptr<Queue> queue, const EventFd& kick) {
+  x_frozen = false;
   Line& line = x_lines[index];
   line.queue = std::move(queue);
   line.kick = &kick;
@@ -60,14 +61,15 @@ void GpuWork::stop_queue(uint16_t index) {
   Line& line = x_lines[index];
   if (!line.queue) return;
   line.watch.reset();
-  if (index == GpuDevice::kControlQueue)
-    for (auto& [id, context] : x_contexts) context.poll.reset();
+  if (index == GpuDevice::kControlQueue) keep_polls();
   line.queue.reset();
   line.kick = nullptr;
 }
 
 void GpuWork::reset() {
   x_tell_again->cancel();
+  x_frozen = false;
+  x_kept_polls.clear();
   for (uint16_t i = 0; i < kQueues; ++i) stop_queue(i);
   drop_contexts();
   x_screens.clear();
@@ -111,6 +113,8 @@ void GpuWork::serve(uint16_t index) {
       auto chain = line.queue->pop();
       if (!chain) break;
       --left;
+      if (!x_kept_polls.empty() && index == GpuDevice::kControlQueue && poll_goes_on(*chain))
+        continue;
       if (index == GpuDevice::kControlQueue)
         serve_control(std::move(*chain));
       else

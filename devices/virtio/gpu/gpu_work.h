@@ -5,8 +5,10 @@
 
 #include <array>
 #include <atomic>
+#include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <unordered_map>
 #include <vector>
 
@@ -47,6 +49,10 @@ class GpuWork {
   void start_queue(uint16_t index, std::unique_ptr<Queue> queue, const EventFd& kick);
   void stop_queue(uint16_t index);
   void reset();
+  // Snapshots (gpu_snapshot.cc): the polls that wait are answered when the queues go on.
+  void freeze() { x_frozen = true; }
+  void save(StateWriter& to) const;
+  void restore(StateReader& from);
   // The driver has cleared its events.
   void events_cleared();
 
@@ -60,6 +66,10 @@ class GpuWork {
   struct Held {  // a poll that waits for events
     Chain chain;
     virtio_gpu_ctrl_hdr answer;
+  };
+  struct KeptPoll {        // of a frozen device; its chain comes with the next queue
+    uint64_t context = 0;  // serial
+    virtio_gpu_ctrl_hdr answer{};
   };
   struct Context {
     uint64_t serial = 0;
@@ -135,9 +145,16 @@ class GpuWork {
   uint32_t submit(const Request& request, Response& response);
   [[nodiscard]] Context* find_context(uint32_t id);
   [[nodiscard]] Context* find_serial(uint64_t serial);
+  void make_context(uint32_t id, uint64_t serial, bool windows);
   void hold_poll(Context& context, Chain chain, const virtio_gpu_ctrl_hdr& answer);
   void check_poll(uint32_t id);
   void finish_poll(Context& context);
+  void keep_polls();
+  bool poll_goes_on(Chain& chain);
+  void save_contexts(StateWriter& to) const;
+  [[nodiscard]] std::set<uint64_t> restore_contexts(StateReader& from);
+  void save_polls(StateWriter& to) const;
+  void restore_polls(StateReader& from);
   void resource_released(uint64_t home, uint32_t resource);
   void drop_contexts();
   void resized();
@@ -151,6 +168,9 @@ class GpuWork {
   uint64_t x_serials = 0;
   std::vector<uint8_t> x_scratch;  // commands of a SUBMIT_3D, entries of a backing
   bool x_poll_wanted = false;      // by the command that is being served
+
+  bool x_frozen = false;
+  std::map<uint16_t, KeptPoll> x_kept_polls;  // by head
 
   VirtioHost* x_host = nullptr;
   uint64_t x_features = 0;

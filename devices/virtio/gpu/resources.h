@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/state.h"
 #include "devices/gui/gui.h"
 #include "devices/virtio/gpu/backing.h"
 #include "devices/virtio/gpu/host_window.h"
@@ -78,6 +79,13 @@ class Resources final : private QuietListener {
   // All of them.
   void clear();
 
+  // Snapshots. Without the buffers' content, which comes last: showing a GUEST blob fills it.
+  // restore(): `contexts` are the serials there are. Content: only what is not zero.
+  void save(const GuestMemory& memory, StateWriter& to) const;
+  void restore(const GuestMemory& memory, const std::set<uint64_t>& contexts, StateReader& from);
+  void save_content(StateWriter& to) const;
+  void restore_content(StateReader& from);
+
   // Contexts, by their serials, may use what was attached to them (5.7.6.9).
   uint32_t attach_to(uint64_t context, Resource& resource);
   uint32_t detach_from(uint64_t context, Resource& resource);
@@ -108,6 +116,8 @@ class Resources final : private QuietListener {
   [[nodiscard]] bool take_pieces(const Backing& backing);
   void drop_backing(Resource& resource);
   [[nodiscard]] bool make_buffer(Resource& resource);
+  void restore_one(const GuestMemory& memory, const std::set<uint64_t>& contexts,
+                   StateReader& from);
 
   Gui& x_gui;
   HostWindow& x_window;
@@ -116,6 +126,7 @@ class Resources final : private QuietListener {
   uint64_t x_pieces = 0;
   uint64_t x_copied = 0;
   std::unordered_map<uint64_t, Leaving> x_leaving;  // by the buffer's generation
+  std::vector<Leaving> x_released_before;           // told of when all is restored
 };
 
 }  // namespace lethe

@@ -129,6 +129,8 @@ uint32_t Screens::show(size_t index, Resource& resource, uint64_t framebuffer,
   screen.resource = resource.id;
   screen.source = source;
   screen.blob_offset = framebuffer;
+  screen.whole_width = base.width;
+  screen.whole_height = base.height;
   screen.content = base;
   screen.content.buffer = resource.buffer;
   screen.content.offset =
@@ -225,6 +227,8 @@ bool Screens::update_cursor(const virtio_gpu_update_cursor& request) {
   ++resource->shown;
   if (screen.cursor != 0) release(screen.cursor);
   screen.cursor = resource->id;
+  screen.hot_x = request.hot_x;
+  screen.hot_y = request.hot_y;
   x_gui.set_cursor(screen.surface, {.image = {.buffer = resource->buffer,
                                               .stride = resource->stride(),
                                               .format = VIRTIO_GPU_FORMAT_B8G8R8A8_UNORM,
@@ -289,6 +293,71 @@ void Screens::motion(SurfaceId surface, uint32_t x, uint32_t y) {
     return static_cast<uint32_t>(std::min(at, size - 1) * ScreenInput::kPointerMax / (size - 1));
   };
   x_input->motion(scaled(left + x, width), scaled(y, height));
+}
+
+// --- snapshots
+
+void Screens::save(StateWriter& to) const {
+  to.number(static_cast<uint32_t>(x_screens.size()));
+  for (const Screen& screen : x_screens) {
+    to.number(screen.wanted_width);
+    to.number(screen.wanted_height);
+    to.number(screen.resource);
+    for (const uint32_t part :
+         {screen.source.x, screen.source.y, screen.source.width, screen.source.height})
+      to.number(part);
+    to.number(static_cast<uint32_t>(screen.blob_offset));
+    to.number(screen.content.stride);
+    to.number(screen.content.format);
+    to.number(screen.whole_width);
+    to.number(screen.whole_height);
+    to.number(screen.cursor);
+    to.number(screen.hot_x);
+    to.number(screen.hot_y);
+  }
+}
+
+// What it shows, by the command that made it so.
+void Screens::restore_content(uint32_t index, StateReader& from) {
+  virtio_gpu_set_scanout_blob blob{};
+  blob.scanout_id = index;
+  blob.resource_id = from.number<uint32_t>();
+  for (auto* part : {&blob.r.x, &blob.r.y, &blob.r.width, &blob.r.height})
+    *part = from.number<uint32_t>();
+  blob.offsets[0] = from.number<uint32_t>();
+  blob.strides[0] = from.number<uint32_t>();
+  blob.format = from.number<uint32_t>();
+  blob.width = from.number<uint32_t>();
+  blob.height = from.number<uint32_t>();
+  virtio_gpu_update_cursor cursor{};
+  cursor.hdr.type = VIRTIO_GPU_CMD_UPDATE_CURSOR;
+  cursor.pos.scanout_id = index;
+  cursor.resource_id = from.number<uint32_t>();
+  cursor.hot_x = from.number<uint32_t>();
+  cursor.hot_y = from.number<uint32_t>();
+  if (!from.ok()) return;
+  const Resource* const resource = x_resources.find(blob.resource_id);
+  virtio_gpu_set_scanout plain{};
+  plain.scanout_id = index;
+  plain.resource_id = blob.resource_id;
+  plain.r = blob.r;
+  const uint32_t answer =
+      resource != nullptr && resource->blob() ? set_scanout_blob(blob) : set_scanout(plain);
+  if (answer != VIRTIO_GPU_RESP_OK_NODATA || !update_cursor(cursor))
+    from.fail(fmt::format("screen {} can't show what it did", index));
+}
+
+void Screens::restore(StateReader& from) {
+  if (from.number<uint32_t>() != x_screens.size()) from.fail("another number of screens");
+  for (uint32_t i = 0; i < x_screens.size() && from.ok(); ++i) {
+    const auto width = from.number<uint32_t>();
+    const auto height = from.number<uint32_t>();
+    if (!valid_size(width, height)) return from.fail("a screen can't have this size");
+    x_screens[i].wanted_width = width;
+    x_screens[i].wanted_height = height;
+    restore_content(i, from);
+  }
+  update_states();
 }
 
 }  // namespace lethe

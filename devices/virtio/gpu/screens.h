@@ -14,6 +14,7 @@
 #include <span>
 #include <vector>
 
+#include "base/state.h"
 #include "devices/gui/gui.h"
 #include "devices/virtio/gpu/pixels.h"
 #include "devices/virtio/gpu/quiet_listener.h"
@@ -47,6 +48,10 @@ class Screens final : private QuietListener {
   // The guest's driver went away: nothing is shown, screens ask for what they did.
   void clear();
 
+  // Snapshots; the resources are there.
+  void save(StateWriter& to) const;
+  void restore(StateReader& from);
+
   // A screen asks for another size now.
   std::function<void()> on_resized;
 
@@ -59,7 +64,11 @@ class Screens final : private QuietListener {
     virtio_gpu_rect source{};  // the part of the resource (of its framebuffer, if it is a blob)
     SurfaceContent content;
     uint64_t blob_offset = 0;  // of the framebuffer's first pixel
-    uint32_t cursor = 0;       // resource
+    uint32_t whole_width = 0;  // of the framebuffer
+    uint32_t whole_height = 0;
+    uint32_t cursor = 0;  // resource
+    uint32_t hot_x = 0;
+    uint32_t hot_y = 0;
 
     [[nodiscard]] uint32_t width() const { return resource != 0 ? source.width : wanted_width; }
     [[nodiscard]] uint32_t height() const { return resource != 0 ? source.height : wanted_height; }
@@ -75,6 +84,7 @@ class Screens final : private QuietListener {
   uint32_t show_nothing(size_t index);
   uint32_t show(size_t index, Resource& resource, uint64_t framebuffer, const SurfaceContent& base,
                 const virtio_gpu_rect& source);
+  void restore_content(uint32_t index, StateReader& from);
   void hide(Screen& screen);
   void hide_cursor(Screen& screen);
   void release(uint32_t resource);

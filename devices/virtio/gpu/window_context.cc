@@ -91,13 +91,16 @@ uint32_t WindowContext::set_event_ring(const window::SetEventRing& command) {
     end_ring();
     return kOk;
   }
-  Resource* const resource = usable(command.resource_id);
+  return start_ring(usable(command.resource_id)) ? kOk : kBad;
+}
+
+bool WindowContext::start_ring(Resource* resource) {
   if (x_ring.active() || resource == nullptr || resource->kind != Resource::Kind::kHostBlob ||
       !x_ring.start(resource->memory->data(), resource->bytes))
-    return kBad;
+    return false;
   resource->event_ring = true;
-  x_ring_resource = command.resource_id;
-  return kOk;
+  x_ring_resource = resource->id;
+  return true;
 }
 
 void WindowContext::end_ring() {
@@ -164,7 +167,11 @@ uint32_t WindowContext::attach(const window::WindowAttach& command) {
     x_gui.present(window->surface, {}, {});
     return kOk;
   }
-  Resource* const resource = usable(command.resource_id);
+  return show(*window, usable(command.resource_id), command);
+}
+
+uint32_t WindowContext::show(Window& window, Resource* resource,
+                             const window::WindowAttach& command) {
   const uint64_t line_bytes = uint64_t{command.width} * kPixelBytes;
   if (resource == nullptr || !gui::known_format(command.format) ||
       !valid_size(command.width, command.height) || command.stride < line_bytes ||
@@ -173,17 +180,17 @@ uint32_t WindowContext::attach(const window::WindowAttach& command) {
     return kBad;
   if (x_resources.show(*resource) == nullptr) return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
   ++resource->shown;
-  detach(*window);
-  window->resource = resource->id;
-  window->content = {.buffer = resource->buffer,
-                     .offset = command.offset,
-                     .stride = command.stride,
-                     .format = command.format,
-                     .width = command.width,
-                     .height = command.height};
+  detach(window);
+  window.resource = resource->id;
+  window.content = {.buffer = resource->buffer,
+                    .offset = command.offset,
+                    .stride = command.stride,
+                    .format = command.format,
+                    .width = command.width,
+                    .height = command.height};
   const Rect whole{0, 0, command.width, command.height};
-  if (!refresh(*window, whole)) return kBad;
-  x_gui.present(window->surface, window->content, whole);
+  if (!refresh(window, whole)) return kBad;
+  x_gui.present(window.surface, window.content, whole);
   return kOk;
 }
 
@@ -313,6 +320,86 @@ void WindowContext::done_reading(SurfaceId surface, uint64_t frame) {
 void WindowContext::resource_released(uint32_t resource) {
   x_ring.released(resource);
   x_on_events();
+}
+
+// --- snapshots
+
+void WindowContext::save(StateWriter& to) const {
+  to.number(x_ring_resource);
+  if (x_ring.active()) x_ring.save(to);
+  to.number(static_cast<uint32_t>(x_windows.size()));
+  for (const auto& [id, window] : x_windows) {
+    to.number(id);
+    to.number(window.parent);
+    to.number(window.state.flags);
+    to.number(static_cast<uint32_t>(window.state.x));
+    to.number(static_cast<uint32_t>(window.state.y));
+    to.number(window.state.width);
+    to.number(window.state.height);
+    to.text(window.state.title);
+    to.number(window.resource);
+    to.number(window.content.offset);
+    to.number(window.content.stride);
+    to.number(window.content.format);
+    to.number(window.content.width);
+    to.number(window.content.height);
+    to.number(window.presented_count);
+    for (uint32_t i = 0; i < window.presented_count; ++i) to.number(window.presented[i].serial);
+  }
+}
+
+// By the commands that made it; its parent, which may come behind it, by the last of them, later.
+uint32_t WindowContext::restore_window(StateReader& from, window::WindowCreate& geometry_later) {
+  window::WindowCreate command{};
+  command.window = from.number<uint32_t>();
+  const auto parent = from.number<uint32_t>();
+  command.flags = from.number<uint32_t>();
+  command.x = static_cast<int32_t>(from.number<uint32_t>());
+  command.y = static_cast<int32_t>(from.number<uint32_t>());
+  command.width = from.number<uint32_t>();
+  command.height = from.number<uint32_t>();
+  window::WindowTitle named{};
+  named.window = command.window;
+  const std::string text = from.text(sizeof named.title - 1);
+  text.copy(named.title, sizeof named.title - 1);
+  window::WindowAttach shown{};
+  shown.resource_id = from.number<uint32_t>();
+  shown.offset = from.number<uint64_t>();
+  shown.stride = from.number<uint32_t>();
+  shown.format = from.number<uint32_t>();
+  shown.width = from.number<uint32_t>();
+  shown.height = from.number<uint32_t>();
+  const auto presented = from.number<uint32_t>();
+  if (!from.ok() || create(command) != kOk) return kBad;
+  Window& window = *find(command.window);
+  if (title(named) != kOk || presented > window.presented.size()) return kBad;
+  // Not by attach(): what a window shows may have been detached from the context since.
+  Resource* const resource = x_resources.find(shown.resource_id);
+  if (shown.resource_id != 0 &&
+      (resource == nullptr || !resource->blob() || show(window, resource, shown) != kOk))
+    return kBad;
+  // Nobody has them to read: the guest hears of them soon.
+  for (uint32_t i = 0; i < presented; ++i)
+    window.presented[window.presented_count++] = {x_gui.present(window.surface, window.content, {}),
+                                                  from.number<uint32_t>()};
+  geometry_later = command;
+  geometry_later.parent = parent;
+  return kOk;
+}
+
+void WindowContext::restore(StateReader& from) {
+  x_copy_limit = UINT64_MAX;  // bounded by the windows there can be
+  if (const auto ring = from.number<uint32_t>(); ring != 0) {
+    if (!start_ring(x_resources.find(ring))) return from.fail("no event ring can be there");
+    x_ring.restore(from);
+  }
+  const auto count = from.number<uint32_t>();
+  std::vector<window::WindowCreate> places;
+  for (uint32_t i = 0; i < count && from.ok(); ++i)
+    if (restore_window(from, places.emplace_back()) != kOk) from.fail("a window can't be made");
+  for (const window::WindowCreate& place : places)
+    if (from.ok() && place.parent != 0 && geometry(place) != kOk)
+      from.fail("a window has a parent that is not there");
 }
 
 }  // namespace lethe

@@ -12,6 +12,7 @@
 #include <span>
 #include <unordered_map>
 
+#include "base/state.h"
 #include "devices/gui/gui.h"
 #include "devices/virtio/gpu/event_ring.h"
 #include "devices/virtio/gpu/quiet_listener.h"
@@ -38,6 +39,10 @@ class WindowContext final : private QuietListener {
   Outcome run(std::span<const uint8_t> commands);
   // Whether a poll is to be answered now.
   [[nodiscard]] bool poll_due() const { return x_ring.unread() || !x_ring.active(); }
+
+  // Snapshots; the resources are there, but for their content. restore(): of a new context.
+  void save(StateWriter& to) const;
+  void restore(StateReader& from);
 
   // The resource goes away: no window shows it then, and it is no ring.
   void forget(Resource& resource);
@@ -79,6 +84,9 @@ class WindowContext final : private QuietListener {
   uint32_t geometry(const window::WindowCreate& command);
   uint32_t title(const window::WindowTitle& command);
   uint32_t attach(const window::WindowAttach& command);
+  uint32_t show(Window& window, Resource* resource, const window::WindowAttach& command);
+  [[nodiscard]] bool start_ring(Resource* resource);
+  uint32_t restore_window(StateReader& from, window::WindowCreate& geometry_later);
   uint32_t damage(const window::WindowDamage& command);
   uint32_t destroy(const window::WindowDestroy& command);
   uint32_t poll(const window::Poll& command);

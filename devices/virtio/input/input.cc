@@ -38,6 +38,9 @@ class InputDevice::Core : public std::enable_shared_from_this<Core> {
   void start_queue(uint16_t index, std::unique_ptr<Queue> queue, const EventFd& kick);
   void stop_queue(uint16_t index);
   void reset();
+  void freeze();
+  void save(StateWriter& to);
+  Result<> restore(StateReader& from);
 
  private:
   struct Port {
@@ -63,12 +66,13 @@ class InputDevice::Core : public std::enable_shared_from_this<Core> {
   InputBacklog x_backlog LETHE_GUARDED_BY(x_mutex);
   uint8_t x_select LETHE_GUARDED_BY(x_mutex) = VIRTIO_INPUT_CFG_UNSET;
   uint8_t x_subsel LETHE_GUARDED_BY(x_mutex) = 0;
+  bool x_frozen LETHE_GUARDED_BY(x_mutex) = false;  // the event queue will go on
 };
 
 // --- the host's events
 
 bool InputDevice::Core::driver_reads() {
-  if (x_ports[kEventQueue].queue) return true;
+  if (x_ports[kEventQueue].queue || x_frozen) return true;
   ++x_counters.ignored;
   return false;
 }
@@ -219,6 +223,7 @@ void InputDevice::Core::start(VirtioHost& host) {
 void InputDevice::Core::start_queue(uint16_t index, std::unique_ptr<Queue> queue,
                                     const EventFd& kick) {
   MutexLock lock(x_mutex);
+  if (index == kEventQueue) x_frozen = false;
   Port& port = x_ports[index];
   port.queue = std::move(queue);
   port.kick = &kick;
@@ -229,7 +234,7 @@ void InputDevice::Core::start_queue(uint16_t index, std::unique_ptr<Queue> queue
 
 void InputDevice::Core::stop(uint16_t index) {
   x_ports[index] = Port{};
-  if (index != kEventQueue) return;
+  if (index != kEventQueue || x_frozen) return;
   x_backlog.clear();
   x_counters.waiting.store(0, std::memory_order_relaxed);
 }
@@ -241,12 +246,36 @@ void InputDevice::Core::stop_queue(uint16_t index) {
 
 void InputDevice::Core::reset() {
   MutexLock lock(x_mutex);
+  x_frozen = false;
   stop(kEventQueue);
   stop(kStatusQueue);
   x_host = nullptr;
   x_select = VIRTIO_INPUT_CFG_UNSET;
   x_subsel = 0;
   x_counters.leds.store(0, std::memory_order_relaxed);
+}
+
+void InputDevice::Core::freeze() {
+  MutexLock lock(x_mutex);
+  x_frozen = x_ports[kEventQueue].queue != nullptr;
+}
+
+void InputDevice::Core::save(StateWriter& to) {
+  MutexLock lock(x_mutex);
+  to.number(x_select);
+  to.number(x_subsel);
+  to.number(x_counters.leds.load(std::memory_order_relaxed));
+  x_backlog.save(to);
+}
+
+Result<> InputDevice::Core::restore(StateReader& from) {
+  MutexLock lock(x_mutex);
+  x_select = from.number<uint8_t>();
+  x_subsel = from.number<uint8_t>();
+  x_counters.leds.store(from.number<uint32_t>(), std::memory_order_relaxed);
+  x_backlog.restore(from, [this](uint32_t code) { return has_key(x_kind, code); });
+  x_backlog.release_all();
+  return from.check();
 }
 
 // --- what others see
@@ -278,6 +307,9 @@ void InputDevice::start_queue(uint16_t index, std::unique_ptr<Queue> queue, cons
 }
 void InputDevice::stop_queue(uint16_t index) { x_core->stop_queue(index); }
 void InputDevice::reset() { x_core->reset(); }
+void InputDevice::freeze() { x_core->freeze(); }
+void InputDevice::save(StateWriter& to) { x_core->save(to); }
+Result<> InputDevice::restore(StateReader& from) { return x_core->restore(from); }
 const InputCounters& InputDevice::counters() const { return x_core->counters(); }
 
 InputDevices::InputDevices(InputDevice* keyboard, InputDevice* tablet)

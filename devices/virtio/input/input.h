@@ -54,6 +54,11 @@ class InputDevice : public VirtioDevice {
   void start_queue(uint16_t index, std::unique_ptr<Queue> queue, const EventFd& kick) override;
   void stop_queue(uint16_t index) override;
   void reset() override;
+  // What the driver has not read yet waits for it. In another process nobody holds the keys down
+  // that are: they go up.
+  void freeze() override;
+  void save(StateWriter& to) override;
+  [[nodiscard]] Result<> restore(StateReader& from) override;
 
   [[nodiscard]] const InputCounters& counters() const;
 

@@ -120,4 +120,74 @@ void InputBacklog::clear() {
   x_down_count = 0;
 }
 
+// The keys that are down for the driver, what it has still to hear, in order, and how far it is in
+// the frame that has begun.
+void InputBacklog::save(StateWriter& to) const {
+  std::bitset<kInputCodes> down = x_down;
+  for (size_t i = 0; i < x_size; ++i) {
+    const Frame& frame = (*x_frames)[(x_start + i) % kFramesMax];
+    // Each key's edges take turns: the first one says what was before.
+    if (frame.kind == Frame::Kind::kEdge) down.flip(frame.code);
+  }
+  to.number(static_cast<uint16_t>(down.count()));
+  for (uint16_t code = 0; code < kInputCodes; ++code)
+    if (down[code]) to.number(code);
+  to.number(static_cast<uint8_t>(x_count - x_sent));
+  for (size_t i = x_sent; i < x_count; ++i) {
+    to.number(static_cast<uint16_t>(x_events[i].type));
+    to.number(static_cast<uint16_t>(x_events[i].code));
+    to.number(static_cast<uint32_t>(x_events[i].value));
+  }
+  const auto save_frame = [&](const Frame& frame) {
+    to.number(static_cast<uint8_t>(frame.kind));
+    to.boolean(frame.down);
+    to.number(frame.code);
+    to.number(static_cast<uint32_t>(frame.x));
+    to.number(static_cast<uint32_t>(frame.y));
+  };
+  to.number(static_cast<uint16_t>(x_size + (x_aside ? 1 : 0)));
+  for (size_t i = 0; i < x_size; ++i) save_frame((*x_frames)[(x_start + i) % kFramesMax]);
+  if (x_aside) save_frame(*x_aside);
+}
+
+void InputBacklog::restore(StateReader& from, const std::function<bool(uint32_t code)>& has) {
+  const auto key = [&] {
+    const auto code = from.number<uint16_t>();
+    if (from.ok() && (code >= kInputCodes || !has(code))) from.fail("a key that is not there");
+    return from.ok() ? code : uint16_t{0};
+  };
+  const auto down = from.number<uint16_t>();
+  for (uint16_t i = 0; i < down && from.ok(); ++i) x_down.set(key());
+  x_down_count = x_down.count();
+  const auto events = from.number<uint8_t>();
+  if (events > x_events.size()) from.fail("too many events of a frame");
+  for (uint8_t i = 0; i < events && from.ok(); ++i) {
+    const auto type = from.number<uint16_t>();
+    const auto code = from.number<uint16_t>();
+    add_event(type, code, static_cast<int32_t>(from.number<uint32_t>()));
+  }
+  // By the way they came, so that room is kept for releases.
+  const auto frames = from.number<uint16_t>();
+  for (uint16_t i = 0; i < frames && from.ok(); ++i) {
+    const auto kind = from.number<uint8_t>();
+    const bool pressed = from.boolean();
+    const uint16_t code =
+        kind == static_cast<uint8_t>(Frame::Kind::kEdge) ? key() : from.number<uint16_t>();
+    const auto x = from.number<uint32_t>();
+    const auto y = from.number<uint32_t>();
+    if (!from.ok()) return;
+    if (kind == static_cast<uint8_t>(Frame::Kind::kEdge))
+      (void)edge(code, pressed);
+    else if (kind == static_cast<uint8_t>(Frame::Kind::kMotion))
+      (void)motion(x, y);
+    else
+      (void)wheel(static_cast<int32_t>(x), static_cast<int32_t>(y));
+  }
+}
+
+void InputBacklog::release_all() {
+  for (uint32_t code = 0; code < kInputCodes; ++code)
+    if (x_down[code]) (void)edge(code, false);
+}
+
 }  // namespace lethe

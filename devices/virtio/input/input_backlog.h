@@ -16,9 +16,11 @@
 #include <bitset>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 
+#include "base/state.h"
 #include "devices/virtio/input/input_config.h"
 
 namespace lethe {
@@ -47,6 +49,11 @@ class InputBacklog {
   [[nodiscard]] size_t frames() const { return x_size; }  // not begun
   // The next event; a frame's last one is SYN_REPORT. Not if empty().
   [[nodiscard]] virtio_input_event take();
+  // Snapshots. restore(): into a new one; events may be any, keys those that `has` says there are.
+  void save(StateWriter& to) const;
+  void restore(StateReader& from, const std::function<bool(uint32_t code)>& has);
+  // What is down and not to be released by anybody: those keys go up.
+  void release_all();
   // Forgets everything; no key is down.
   void clear();
 
