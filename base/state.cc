@@ -8,6 +8,15 @@
 #include "base/assert.h"
 
 namespace lethe {
+namespace {
+
+// For messages: the file may hold anything.
+std::string plain(std::string text) {
+  std::ranges::replace_if(text, [](char c) { return c < ' ' || c > '~'; }, '?');
+  return text;
+}
+
+}  // namespace
 
 void StateWriter::bytes(std::span<const uint8_t> value) {
   LETHE_ASSERT(value.size() <= UINT32_MAX);
@@ -79,7 +88,7 @@ void StateReader::begin_section(std::string_view name, uint32_t version) {
   const std::string found = text(kNameMax);
   const auto found_version = number<uint32_t>();
   const auto length = number<uint64_t>();
-  if (ok() && found != name) fail(fmt::format("'{}' where '{}' is due", found, name));
+  if (ok() && found != name) fail(fmt::format("'{}' where '{}' is due", plain(found), name));
   if (ok() && found_version != version)
     fail(fmt::format("'{}' has version {}, this lethe reads {}", name, found_version, version));
   const auto content = take(ok() ? length : 0);

@@ -53,6 +53,16 @@ TEST(State, another_name_or_version_is_an_error_that_names_both) {
   EXPECT_EQ(version.number<uint32_t>(), 0u);
 }
 
+TEST(State, a_message_shows_no_control_characters_of_the_file) {
+  StateWriter writer;
+  writer.begin_section("a\x1b[2J\nb\xff", 1);
+  writer.end_section();
+  const std::vector<uint8_t> bytes = writer.take();
+  StateReader reader(bytes);
+  reader.begin_section("other", 1);
+  EXPECT_EQ(reader.check().error().text, "snapshot: 'a?[2J?b?' where 'other' is due");
+}
+
 TEST(State, nothing_is_read_past_a_sections_end_and_nothing_may_be_left_in_it) {
   const std::vector<uint8_t> all = example();
   StateReader past(all);

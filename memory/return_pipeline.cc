@@ -179,6 +179,14 @@ void ReturnPipeline::flush_all() {
 // what it refuses, are forgotten in place.
 void ReturnPipeline::forget(const MemoryRegion& region, uint64_t offset, uint64_t bytes,
                             bool reported) {
+  // Before anything is discarded: what comes later would bring the old content back. Memory that
+  // must read as the poison value later has to be there, to be known as such.
+  if (x_options.pending != nullptr) {
+    if (reported && x_poison != 0)
+      x_options.pending->fetch(region.host + offset, bytes);
+    else
+      x_options.pending->drop(region.host + offset, bytes);
+  }
   if (!reported || policy() != ReturnPolicy::kPool || x_options.taker == nullptr ||
       region.backing != MemoryBacking::kAnonymous ||
       (x_poison != 0 && !x_options.taker->honours_poison()))

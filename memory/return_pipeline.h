@@ -60,9 +60,23 @@ class ChunkTaker {
   [[nodiscard]] virtual bool honours_poison() const { return false; }
 };
 
+// Guest memory that was restored from a snapshot, of which some has not come out of its file yet.
+// Any thread.
+class PendingMemory {
+ public:
+  virtual ~PendingMemory() = default;
+  // What has not come yet of the range (whole pages) never will: it reads as zeros.
+  virtual void drop(const uint8_t* host, uint64_t size) = 0;
+  // All of the range is there when it returns.
+  virtual void fetch(const uint8_t* host, uint64_t size) = 0;
+  // All has come: for good.
+  [[nodiscard]] virtual bool complete() const = 0;
+};
+
 struct ReturnPipelineOptions {
   uint64_t isolated_max = 64 * kMiB;  // bytes taken from the guest and not yet given back
   ChunkTaker* taker = nullptr;        // none: kPool discards
+  PendingMemory* pending = nullptr;   // none: all memory is there
   MemoryOps* ops = nullptr;           // none: the system's
   // Runs when set_poison() changes the value, before anything is returned under it: for the pool.
   std::function<void(uint32_t)> poison_changed = {};

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 // toml++ 3.3 asserts what a file can break ("[[" followed by no key) just before it handles it as
 // an error; with NDEBUG it would even have the compiler assume it.
@@ -371,9 +372,19 @@ VmConfig Parser::parse(std::string_view text, std::span<const std::string> overr
 
 }  // namespace
 
+std::string absolute_path(const std::string& path) {
+  if (path.starts_with('/')) return path;
+  const std::unique_ptr<char, void (*)(void*)> here(::getcwd(nullptr, 0), std::free);
+  return here ? fmt::format("{}/{}", here.get(), path) : path;
+}
+
 VmConfig parse_config(std::string_view text, const std::string& file,
                       std::span<const std::string> overrides, std::vector<std::string>& errors) {
-  return Parser(file, errors).parse(text, overrides);
+  VmConfig config = Parser(file, errors).parse(text, overrides);
+  config.source = {.text = std::string(text),
+                   .file = absolute_path(file),
+                   .overrides = {overrides.begin(), overrides.end()}};
+  return config;
 }
 
 }  // namespace lethe

@@ -168,6 +168,15 @@ struct CheckConfig {
   bool operator==(const CheckConfig&) const = default;
 };
 
+// What a config was parsed from: a snapshot keeps it. Two configs from different sources may be the
+// same.
+struct ConfigSource {
+  std::string text;
+  std::string file;  // absolute
+  std::vector<std::string> overrides;
+  bool operator==(const ConfigSource&) const { return true; }
+};
+
 struct VmConfig {
   std::string name;  // [a-z0-9][a-z0-9._-]{0,63}
   uint32_t cpus = 1;
@@ -180,8 +189,12 @@ struct VmConfig {
   VsockConfig vsock;
   GuiConfig gui;
   CheckConfig check;
+  ConfigSource source;
   bool operator==(const VmConfig&) const = default;
 };
+
+// The path from the root on. Nothing of it need be there.
+[[nodiscard]] std::string absolute_path(const std::string& path);
 
 // A VM's name: it names a directory, and people type it.
 inline constexpr const char* kNameRule =

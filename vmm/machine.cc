@@ -10,13 +10,7 @@
 #include "base/log.h"
 #include "base/metrics.h"
 #include "devices/gui/gui.h"
-#include "devices/legacy/acpi_power/acpi_power.h"
-#include "devices/legacy/debug_exit/debug_exit.h"
-#include "devices/legacy/i8042/i8042.h"
 #include "devices/legacy/ioapic/ioapic.h"
-#include "devices/legacy/pvpanic/pvpanic.h"
-#include "devices/legacy/rtc/rtc.h"
-#include "devices/legacy/serial/serial.h"
 #include "devices/virtio/block/block.h"
 #include "devices/virtio/console/console.h"
 #include "devices/virtio/gpu/gpu.h"
@@ -27,9 +21,12 @@
 #include "vmm/acpi/acpi.h"
 #include "vmm/boot/boot.h"
 #include "vmm/boot/layout.h"
+#include "vmm/kvm/cpu_features.h"
+#include "vmm/machine_legacy.h"
 #include "vmm/machine_memory.h"
 #include "vmm/memory_return.h"
-#include "vmm/serial_port.h"
+#include "vmm/snapshot/memory_loader.h"
+#include "vmm/snapshot/snapshot.h"
 #include "vmm/vsock_socket.h"
 
 namespace lethe {
@@ -78,31 +75,6 @@ BlockOptions block_options(const DiskConfig& disk, size_t index) {
 
 }  // namespace
 
-struct Machine::Legacy {
-  Legacy(MachineControl& control, EventLoop& loop, ByteSink& console, const Bus& ports,
-         std::unique_ptr<Interrupt> serial_line, std::unique_ptr<Interrupt> event_line)
-      : serial_interrupt(std::move(serial_line)),
-        event_interrupt(std::move(event_line)),
-        serial(loop, *serial_interrupt, console),
-        serial_port(loop, serial, ports),
-        power(control, *event_interrupt),
-        reset(control),
-        i8042(control),
-        pvpanic(control),
-        debug_exit(control) {}
-
-  std::unique_ptr<Interrupt> serial_interrupt;
-  std::unique_ptr<Interrupt> event_interrupt;
-  Serial serial;
-  SerialPort serial_port;
-  AcpiPower power;
-  ResetRegister reset;
-  Rtc rtc;
-  I8042 i8042;
-  Pvpanic pvpanic;
-  DebugExit debug_exit;
-};
-
 Machine::Machine(const VmConfig& config, EventLoop& loop, Gui* gui, const VsockSocket* vsock,
                  std::function<void(Outcome)> on_end)
     : x_config(config),
@@ -116,33 +88,52 @@ Machine::~Machine() { stop(); }
 Result<std::unique_ptr<Machine>> Machine::create(const VmConfig& config, EventLoop& loop,
                                                  ByteSink& console, Gui* gui,
                                                  const VsockSocket* vsock,
-                                                 std::function<void(Outcome)> on_end) {
+                                                 std::function<void(Outcome)> on_end,
+                                                 MachineOrigin from) {
   auto machine = std::unique_ptr<Machine>(new Machine(config, loop, gui, vsock, std::move(on_end)));
-  LETHE_TRY(machine->build(console));
+  machine->x_on_memory_failure = std::move(from.on_memory_failure);
+  LETHE_TRY(machine->build(console, from.snapshot));
   return machine;
 }
 
-Result<> Machine::build(ByteSink& console) {
+Result<> Machine::build(ByteSink& console, Snapshot* from) {
   LETHE_TRY_ASSIGN(Kvm kvm, Kvm::open());
   x_kvm = std::make_unique<Kvm>(std::move(kvm));
-  LETHE_TRY_ASSIGN(auto cpuid, supported_cpuid(*x_kvm));
-  LETHE_TRY(check_address_width(x_config.memory.size_bytes, cpuid));
+  LETHE_TRY_ASSIGN(x_cpuid, supported_cpuid(*x_kvm));
+  if (from != nullptr) {
+    from->machine().begin_section("machine", 1);
+    LETHE_TRY_ASSIGN(auto saved, restore_cpuid(from->machine()));
+    LETHE_TRY(check_cpu_features(saved, x_cpuid));
+    x_cpuid = std::move(saved);
+  }
+  LETHE_TRY(check_address_width(x_config.memory.size_bytes, x_cpuid));
   const auto ranges = memory_ranges(x_config.memory.size_bytes);
   LETHE_TRY_ASSIGN(x_memory, GuestMemory::create(ranges, {.backing = x_config.memory.backing,
                                                           .thp = x_config.memory.thp}));
   if (x_config.memory.backing == MemoryBacking::kAnonymous) keep_first_pages_small(*x_memory);
+  LETHE_TRY_ASSIGN(const auto boot, load_content(from));
+  LETHE_TRY_ASSIGN(x_vm, KvmVm::create(*x_kvm));
+  LETHE_TRY(x_vm->map_memory(x_memory->regions()));
+  LETHE_TRY(build_legacy(console));
+  LETHE_TRY(build_virtio(console));
+  LETHE_TRY(build_vcpus());
+  if (boot) return x_vcpus[0]->set_boot_state(*boot);
+  return restore_state(from->machine());
+}
+
+// Memory's content, and where the boot processor starts; nothing if its state is the snapshot's.
+Result<std::optional<BootState>> Machine::load_content(Snapshot* from) {
+  if (from != nullptr) {
+    LETHE_TRY(load_memory(*from));
+    return std::nullopt;
+  }
   const uint64_t rsdp = write_acpi_tables(*x_memory, x_config.cpus);
   LETHE_TRY_ASSIGN(const BootState boot, load_guest({.kernel = x_config.boot.kernel,
                                                      .initrd = x_config.boot.initrd,
                                                      .cmdline = x_config.boot.cmdline,
                                                      .unpack = x_config.boot.unpack},
                                                     *x_memory, rsdp));
-  LETHE_TRY_ASSIGN(x_vm, KvmVm::create(*x_kvm));
-  LETHE_TRY(x_vm->map_memory(x_memory->regions()));
-  LETHE_TRY(build_legacy(console));
-  LETHE_TRY(build_virtio(console));
-  LETHE_TRY(build_vcpus(cpuid));
-  return x_vcpus[0]->set_boot_state(boot);
+  return boot;
 }
 
 Result<> Machine::build_legacy(ByteSink& console) {
@@ -190,7 +181,7 @@ Result<> Machine::build_virtio(ByteSink& console) {
   if (x_vsock_socket != nullptr) LETHE_TRY(build_vsock());
   if (x_gui != nullptr) LETHE_TRY(build_gui());
   if (x_config.balloon.enabled) {
-    x_return = std::make_unique<MemoryReturn>(x_config, *x_memory);
+    x_return = std::make_unique<MemoryReturn>(x_config, *x_memory, pending_memory());
     LETHE_TRY(add_virtio(x_return->take_device()));
     x_policy = std::make_unique<MachineMemory>(x_config, x_loop, *x_return);
     for (BlockDevice* disk : x_disks)
@@ -235,9 +226,9 @@ Result<> Machine::add_virtio(std::unique_ptr<VirtioDevice> device) {
   return {};
 }
 
-Result<> Machine::build_vcpus(const std::vector<kvm_cpuid_entry2>& cpuid) {
+Result<> Machine::build_vcpus() {
   for (uint32_t i = 0; i < x_config.cpus; ++i) {
-    LETHE_TRY_ASSIGN(auto vcpu, Vcpu::create(*x_kvm, *x_vm, cpuid, i, x_config.cpus));
+    LETHE_TRY_ASSIGN(auto vcpu, Vcpu::create(*x_kvm, *x_vm, x_cpuid, i, x_config.cpus));
     x_vcpus.push_back(std::move(vcpu));
   }
   x_coalesced = CoalescedWrites::create(*x_kvm, *x_vm, x_vcpus[0]->fd());

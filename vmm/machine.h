@@ -5,10 +5,12 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <vector>
 
 #include "base/event_loop.h"
+#include "base/state.h"
 #include "devices/bus.h"
 #include "devices/byte_stream.h"
 #include "devices/legacy/machine_control.h"
@@ -29,8 +31,11 @@ class InputDevice;
 class InputDevices;
 class Ioapic;
 class MachineMemory;
+class MemoryLoader;
 class MemoryReturn;
 class MetricSink;
+class PendingMemory;
+class Snapshot;
 class VirtioDevice;
 class VirtioPciTransport;
 class VsockDevice;
@@ -52,6 +57,13 @@ struct Outcome {
   uint32_t debug_value = 0;  // kDebugExit only
 };
 
+// Where a machine's guest comes from: the config's kernel, or a snapshot made with that config.
+struct MachineOrigin {
+  Snapshot* snapshot = nullptr;
+  // Its memory can't be had: must end the process (MemoryLoaderOptions::on_failure).
+  std::function<void(const Error&)> on_memory_failure;
+};
+
 // Threading: created, started, stopped and destroyed on the main thread, which runs `loop`.
 class Machine final : private MachineControl {
  public:
@@ -62,7 +74,8 @@ class Machine final : private MachineControl {
   [[nodiscard]] static Result<std::unique_ptr<Machine>> create(const VmConfig& config,
                                                                EventLoop& loop, ByteSink& console,
                                                                Gui* gui, const VsockSocket* vsock,
-                                                               std::function<void(Outcome)> on_end);
+                                                               std::function<void(Outcome)> on_end,
+                                                               MachineOrigin from = {});
   ~Machine() override;
 
   // Starts the vCPU threads.
@@ -75,6 +88,15 @@ class Machine final : private MachineControl {
   void pause();
   void resume();
   [[nodiscard]] bool paused() const { return x_paused; }
+
+  // Snapshots (vmm/machine_snapshot.cc), of a paused machine: freeze(), then save() and a look at
+  // memory(), then thaw(). In between nothing changes guest memory. Errors of freeze(): the guest
+  // ended; nothing is frozen then.
+  [[nodiscard]] Result<> freeze();
+  [[nodiscard]] Result<> save(StateWriter& to);
+  void thaw();  // harmless if it is not frozen
+  [[nodiscard]] const GuestMemory& memory() const { return *x_memory; }
+
   // Presses the ACPI power button: a guest that listens shuts down.
   void power_button();
 
@@ -96,13 +118,18 @@ class Machine final : private MachineControl {
 
   Machine(const VmConfig& config, EventLoop& loop, Gui* gui, const VsockSocket* vsock,
           std::function<void(Outcome)> on_end);
-  [[nodiscard]] Result<> build(ByteSink& console);
+  // `from`: null: a cold start.
+  [[nodiscard]] Result<> build(ByteSink& console, Snapshot* from);
+  [[nodiscard]] Result<std::optional<BootState>> load_content(Snapshot* from);
+  [[nodiscard]] Result<> load_memory(Snapshot& from);
+  [[nodiscard]] PendingMemory* pending_memory() const;
+  [[nodiscard]] Result<> restore_state(StateReader& from);
   [[nodiscard]] Result<> build_legacy(ByteSink& console);
   [[nodiscard]] Result<> build_virtio(ByteSink& console);
   [[nodiscard]] Result<> build_vsock();
   [[nodiscard]] Result<> build_gui();
   [[nodiscard]] Result<> add_virtio(std::unique_ptr<VirtioDevice> device);
-  [[nodiscard]] Result<> build_vcpus(const std::vector<kvm_cpuid_entry2>& cpuid);
+  [[nodiscard]] Result<> build_vcpus();
   void start_vcpus();
   void stop_vcpus();
   void run_vcpu(Vcpu& vcpu);
@@ -123,10 +150,16 @@ class Machine final : private MachineControl {
   std::function<void(Outcome)> x_on_end;
   std::atomic<bool> x_ended{false};
   bool x_paused = false;
+  bool x_frozen = false;
+  std::function<void(const Error&)> x_on_memory_failure;  // of a restored machine
+  std::shared_ptr<bool> x_alive = std::make_shared<bool>(true);
 
   // In the order of dependence: destroyed from the bottom up.
   std::unique_ptr<Kvm> x_kvm;
+  std::vector<kvm_cpuid_entry2> x_cpuid;  // what every vCPU is made from
   std::unique_ptr<GuestMemory> x_memory;
+  // Of a restored machine: answers page faults of guest memory until all of it has come.
+  std::unique_ptr<MemoryLoader> x_loader;
   // Its pool answers page faults of guest memory: every thread that touches that ends before it.
   std::unique_ptr<MemoryReturn> x_return;
   std::unique_ptr<MachineMemory> x_policy;

@@ -15,22 +15,33 @@ std::unique_ptr<ScrubPool> make_pool(const VmConfig& config, const GuestMemory& 
   return ScrubPool::create(memory, options);
 }
 
-ReturnPipelineOptions pipeline_options(const VmConfig& config, ScrubPool* pool) {
+ReturnPipelineOptions pipeline_options(const VmConfig& config, const GuestMemory& memory,
+                                       ScrubPool* pool, PendingMemory* pending) {
   ReturnPipelineOptions options;
   options.isolated_max = config.memory.isolated_max;
   options.taker = pool;
-  if (pool != nullptr) options.poison_changed = [pool](uint32_t value) { pool->set_poison(value); };
+  options.pending = pending;
+  if (pool != nullptr)
+    options.poison_changed = [pool, pending, &memory](uint32_t value) {
+      // The pool is to know every page that the guest has; and there is one userfaultfd at a time.
+      if (value != 0 && pending != nullptr)
+        for (const MemoryRegion& region : memory.regions())
+          if (!region.removable) pending->fetch(region.host, region.size);
+      pool->set_poison(value);
+    };
   return options;
 }
 
 }  // namespace
 
-MemoryReturn::MemoryReturn(const VmConfig& config, const GuestMemory& memory)
+MemoryReturn::MemoryReturn(const VmConfig& config, const GuestMemory& memory,
+                           PendingMemory* pending)
     : x_config(config),
+      x_pending(pending),
       x_wanted(config.memory.policy),
       x_pool_max(config.memory.pool_bytes_max()),
       x_pool(make_pool(config, memory)),
-      x_pipeline(memory, pipeline_options(config, x_pool.get())),
+      x_pipeline(memory, pipeline_options(config, memory, x_pool.get(), pending)),
       x_device(BalloonDevice::create(memory, x_pipeline,
                                      {.deflate_on_oom = config.balloon.deflate_on_oom,
                                       .statistics = config.balloon.statistics,
@@ -76,6 +87,9 @@ void MemoryReturn::want(MemoryPolicy policy, uint64_t pool_max) {
 }
 
 void MemoryReturn::apply(ReturnPolicy policy, uint64_t pool_bytes_max) {
+  // A range has one userfaultfd: the pool's comes when the snapshot's has gone.
+  if (policy == ReturnPolicy::kPool && x_pending != nullptr && !x_pending->complete())
+    policy = ReturnPolicy::kDiscard;
   x_pipeline.set_policy(policy);
   // Where the pool is not used it is emptied, and faults go to the kernel again.
   if (x_pool) x_pool->set_bytes_max(policy == ReturnPolicy::kPool ? pool_bytes_max : 0);

@@ -22,7 +22,8 @@ namespace lethe {
 class MemoryReturn {
  public:
   // Costs next to nothing: threads, userfaultfd and arena are made when memory comes back.
-  MemoryReturn(const VmConfig& config, const GuestMemory& memory);
+  // `pending`: memory is still coming out of a snapshot; null if it is not. Must outlive this.
+  MemoryReturn(const VmConfig& config, const GuestMemory& memory, PendingMemory* pending = nullptr);
 
   // The device, once: for the PCI bus, which owns it from then on and must be gone before this.
   [[nodiscard]] std::unique_ptr<BalloonDevice> take_device() { return std::move(x_device); }
@@ -45,12 +46,16 @@ class MemoryReturn {
   // Puts policy and pool size in force: by the user's word, or by the governor's.
   void apply(ReturnPolicy policy, uint64_t pool_bytes_max);
 
+  // All memory has come out of the snapshot: from now on the pool may be used.
+  void memory_complete() { apply(policy_for(x_wanted), x_pool_max); }
+
   void report_metrics(MetricSink& sink) const;
 
  private:
   [[nodiscard]] ReturnPolicy policy_for(MemoryPolicy wanted) const;
 
   const VmConfig& x_config;
+  PendingMemory* const x_pending;
   MemoryPolicy x_wanted;
   uint64_t x_pool_max;
   // In the order of dependence.

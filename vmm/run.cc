@@ -90,6 +90,14 @@ const char* ending_name(Ending ending) {
   return "host-error";
 }
 
+// A restored guest's memory can't be had: whoever touched it, a vCPU or a device, can't go on, and
+// no thread can be ended that waits for it.
+void end_without_memory(const Error& error) {
+  RawTerminal::give_back();
+  std::fprintf(stderr, "lethe: %s\n", error.text.c_str());
+  std::_Exit(exit_code_of(error.kind));
+}
+
 // One boot of the VM: a machine, its console and the signals that end it. A restart is a new
 // session, so that nothing of the old machine is left in the loop.
 class Session final : private RunControl {
@@ -115,8 +123,10 @@ class Session final : private RunControl {
                                            first ? ConsoleLog::kTruncate : ConsoleLog::kAppend));
     LETHE_TRY(watch_signals());
     x_stop_timer = x_loop.make_timer([this] { on_stop_timeout(); });
-    LETHE_TRY_ASSIGN(x_machine, Machine::create(x_config, x_loop, *x_output, x_gui, x_vsock,
-                                                [this](Outcome outcome) { finish(outcome); }));
+    LETHE_TRY_ASSIGN(x_machine,
+                     Machine::create(x_config, x_loop, *x_output, x_gui, x_vsock,
+                                     [this](Outcome outcome) { finish(outcome); },
+                                     {first ? x_options.snapshot : nullptr, end_without_memory}));
     if (!x_options.non_interactive) {
       x_machine->console_input().set_room_listener([this] { feed_guest(); });
       if (x_raw != nullptr) resize_console();

@@ -10,6 +10,8 @@
 
 namespace lethe {
 
+class Snapshot;
+
 // What `lethe run` exits with: by these, callers tell how the guest ended.
 inline constexpr int kExitPoweredOff = 0;
 inline constexpr int kExitHostError = 1;
@@ -43,6 +45,8 @@ struct RunOptions {
   // Leave the terminal alone: the guest's console goes to standard output, standard input is not
   // read, no escape keys, no raw mode.
   bool non_interactive = false;
+  // The first boot goes on where this stopped; null: it is a boot. The config is the snapshot's.
+  Snapshot* snapshot = nullptr;
 };
 
 // Runs the VM to its end and returns the exit code. Errors have been written to stderr, one line.

@@ -70,6 +70,8 @@ Result<std::unique_ptr<RawTerminal>> RawTerminal::enter(int fd, const char* fare
 
 RawTerminal::~RawTerminal() { restore(); }
 
+void RawTerminal::give_back() { restore(); }
+
 void RawTerminal::reapply() {
   if (const int fd = raw_fd.load(); fd >= 0) set_raw(fd);
 }

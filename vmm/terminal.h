@@ -23,6 +23,8 @@ class RawTerminal {
                                                                   const char* farewell = "");
   ~RawTerminal();
   void reapply();
+  // Gives it back before a process ends without destructors. Any thread; harmless if there is none.
+  static void give_back();
 
  private:
   RawTerminal() = default;

@@ -64,6 +64,8 @@ void post_power_button(const ApiCall& call);
 void post_reset(const ApiCall& call);
 void post_kill(const ApiCall& call);
 void get_events(const ApiCall& call);
+// snapshot_api.cc
+void post_snapshot(const ApiCall& call);
 // gui_api.cc: /gui and /log.
 void get_gui(const ApiCall& call);
 void patch_gui(const ApiCall& call);

@@ -9,6 +9,7 @@
 #include "vmm/api/events.h"
 #include "vmm/machine_memory.h"
 #include "vmm/memory_return.h"
+#include "vmm/snapshot/snapshot.h"
 
 namespace lethe {
 namespace {
@@ -55,6 +56,16 @@ Result<> MachineTarget::resume() {
   if (x_machine.paused()) x_events.publish("resumed");
   x_machine.resume();
   return {};
+}
+
+Result<SnapshotEnd> MachineTarget::snapshot(const std::string& dir, bool stop) {
+  LETHE_TRY(check_not_stopping());
+  LETHE_TRY_ASSIGN(const SnapshotReport report, take_snapshot(x_machine, x_config, dir, stop));
+  x_events.publish("snapshot", {{"dir", dir}});
+  if (stop) x_run.end_soon(Ending::kForced);
+  return SnapshotEnd{.memory_bytes = report.memory_bytes,
+                     .disk_bytes = report.disk_bytes,
+                     .paused_ms = report.paused_ms};
 }
 
 Result<> MachineTarget::power_button() {

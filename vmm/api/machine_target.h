@@ -47,6 +47,7 @@ class MachineTarget final : public ApiTarget {
   [[nodiscard]] Result<> power_button() override;
   [[nodiscard]] Result<> reset() override;
   [[nodiscard]] Result<> kill() override;
+  [[nodiscard]] Result<SnapshotEnd> snapshot(const std::string& dir, bool stop) override;
   [[nodiscard]] Events& events() override { return x_events; }
   void refresh(std::function<void()> done) override;
   void report_metrics(MetricSink& sink) override;

@@ -122,14 +122,23 @@ void post_reclaim(const ApiCall& call) {
 }
 
 constexpr ApiRoute kRoutes[] = {
-    {"/state", "GET", get_state},     {"/pause", "POST", post_pause},
-    {"/resume", "POST", post_resume}, {"/power-button", "POST", post_power_button},
-    {"/reset", "POST", post_reset},   {"/kill", "POST", post_kill},
-    {"/events", "GET", get_events},   {"/stats", "GET", get_stats},
-    {"/metrics", "GET", get_metrics}, {"/memory", "GET", get_memory},
-    {"/memory", "PUT", put_memory},   {"/memory/reclaim", "POST", post_reclaim},
-    {"/gui", "GET", get_gui},         {"/gui", "PATCH", patch_gui},
-    {"/log", "GET", get_log},         {"/log", "PATCH", patch_log},
+    {"/state", "GET", get_state},
+    {"/pause", "POST", post_pause},
+    {"/resume", "POST", post_resume},
+    {"/power-button", "POST", post_power_button},
+    {"/reset", "POST", post_reset},
+    {"/kill", "POST", post_kill},
+    {"/snapshot", "POST", post_snapshot},
+    {"/events", "GET", get_events},
+    {"/stats", "GET", get_stats},
+    {"/metrics", "GET", get_metrics},
+    {"/memory", "GET", get_memory},
+    {"/memory", "PUT", put_memory},
+    {"/memory/reclaim", "POST", post_reclaim},
+    {"/gui", "GET", get_gui},
+    {"/gui", "PATCH", patch_gui},
+    {"/log", "GET", get_log},
+    {"/log", "PATCH", patch_log},
 };
 
 constexpr std::string_view kNumber = "{n}";

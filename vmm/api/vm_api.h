@@ -78,6 +78,13 @@ struct ReclaimEnd {
   std::string text = {};  // one line: why it ended
 };
 
+// What a snapshot came to.
+struct SnapshotEnd {
+  uint64_t memory_bytes = 0;  // of guest memory that holds something
+  uint64_t disk_bytes = 0;    // what the snapshot takes
+  double paused_ms = 0;       // how long the guest stood still
+};
+
 // What the API acts on; tests have a fake.
 class ApiTarget {
  public:
@@ -92,6 +99,9 @@ class ApiTarget {
   // Both happen soon after this has returned: a new machine, or the end of the run.
   [[nodiscard]] virtual Result<> reset() = 0;
   [[nodiscard]] virtual Result<> kill() = 0;
+  // Saves the VM as the new directory `dir`, an absolute path; `stop`: it ends then, soon after
+  // this has returned, and does not run in between. Error: one line; the VM runs on.
+  [[nodiscard]] virtual Result<SnapshotEnd> snapshot(const std::string& dir, bool stop) = 0;
   [[nodiscard]] virtual Events& events() = 0;
   // Asks the guest for its statistics, if the last ones are old; `done` runs on the main loop when
   // they are there, or soon, perhaps before this returns.

@@ -21,7 +21,7 @@ struct Command {
   int (*run)(int argc, char** argv);
 };
 
-constexpr std::array<Command, 12> kCommands = {{
+constexpr std::array<Command, 14> kCommands = {{
     {"run", "run a VM to its end", command_run},
     {"validate", "check a config and the files it names", command_validate},
     {"check", "boot guests from configs and check what they do", command_check},
@@ -30,6 +30,8 @@ constexpr std::array<Command, 12> kCommands = {{
     {"shot", "write a picture of a running VM's screen", command_shot},
     {"stats", "show what a running VM counts", command_stats},
     {"top", "show all running VMs, live", command_top},
+    {"snapshot", "save a running VM as a directory", command_snapshot},
+    {"restore", "run a VM on from a snapshot", command_restore},
     {"reclaim", "pull free memory out of a running guest", command_reclaim},
     {"image", "make a disk image with a Debian that boots as a guest", command_image},
     {"doctor", "find out whether this host can run VMs, and how fast", command_doctor},

@@ -39,6 +39,8 @@ int command_check(int argc, char** argv);
 int command_stats(int argc, char** argv);
 int command_top(int argc, char** argv);
 int command_reclaim(int argc, char** argv);
+int command_snapshot(int argc, char** argv);
+int command_restore(int argc, char** argv);
 int command_attach(int argc, char** argv);
 int command_vnc(int argc, char** argv);
 int command_shot(int argc, char** argv);
