@@ -23,10 +23,10 @@ class VsockCredit {
   // So many of them have left us.
   void forward(uint32_t bytes) { x_forwarded += bytes; }
   [[nodiscard]] uint32_t buffered() const { return x_received - x_forwarded; }
-  // Whether the guest should hear of it even if there is nothing else to tell: it has used half of
-  // its credit, or more, and could have it back. So nobody waits for credit for ever, and a bulk
-  // transfer costs two packets a buffer.
-  [[nodiscard]] bool update_due() const { return x_forwarded - x_told >= x_buffer / 2; }
+  // Whether the guest should hear of it even if there is nothing else to tell: it has used a
+  // quarter of its credit, or more, and could have it back. So nobody waits for credit for ever,
+  // and a bulk transfer costs four packets a buffer and does not run dry.
+  [[nodiscard]] bool update_due() const { return x_forwarded - x_told >= x_buffer / 4; }
   // For a packet's header, which is on its way then.
   [[nodiscard]] uint32_t tell() { return x_told = x_forwarded; }
   [[nodiscard]] uint32_t buffer() const { return x_buffer; }

@@ -17,7 +17,7 @@
 namespace lethe {
 
 // What we hold of one stream's bytes to the host: the buf_alloc that the guest is told.
-inline constexpr uint32_t kVsockBufferBytes = 128 * 1024;
+inline constexpr uint32_t kVsockBufferBytes = 256 * 1024;
 inline constexpr size_t kVsockHelloMax = 32;  // bytes of "CONNECT PORT\n", as in Firecracker
 
 // Sockets' two addresses; the CIDs are always the host's and the guest's.

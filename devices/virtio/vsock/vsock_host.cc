@@ -20,7 +20,6 @@ constexpr uint64_t kListenerTag = ~uint64_t{0};
 constexpr size_t kEventsMax = 64;
 constexpr unsigned kAcceptMax = 16;  // clients, before other work has its turn
 constexpr std::chrono::milliseconds kTick{20};
-constexpr uint32_t kFirstHostPort = uint32_t{1} << 30;  // as in Firecracker
 
 uint64_t tag(const VsockStream& stream) { return uint64_t{stream.generation} << 32 | stream.index; }
 
@@ -172,9 +171,9 @@ void VsockIo::connect_guest(VsockStream& stream, uint32_t port) {
   --x_hellos;
   // At most streams_max of them are taken.
   while (x_table.find({.host = x_next_port, .guest = port}) != nullptr)
-    x_next_port = kFirstHostPort | ((x_next_port + 1) & (kFirstHostPort - 1));
+    x_next_port = kVsockFirstHostPort | ((x_next_port + 1) & (kVsockFirstHostPort - 1));
   x_table.bind(stream, {.host = x_next_port, .guest = port});
-  x_next_port = kFirstHostPort | ((x_next_port + 1) & (kFirstHostPort - 1));
+  x_next_port = kVsockFirstHostPort | ((x_next_port + 1) & (kVsockFirstHostPort - 1));
   forget_resets(stream.ports);
   stream.state = VsockStream::State::kRequested;
   set_deadline(stream, x_options.limits.connect_max);

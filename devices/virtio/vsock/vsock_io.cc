@@ -10,7 +10,11 @@ namespace {
 
 constexpr unsigned kRoundsMax = 16;    // of a pump before other work has its turn
 constexpr unsigned kPacketBatch = 16;  // taken from the guest before the other way has its turn
-constexpr uint32_t kFirstHostPort = uint32_t{1} << 30;  // as in Firecracker
+
+// As in BlockIo: how long to look for more before sleeping, where that paid off lately.
+constexpr std::chrono::microseconds kSpin{20};
+constexpr int kSpinPauses = 20;  // between two looks
+constexpr int kSpinCreditMax = 16;
 
 }  // namespace
 
@@ -22,7 +26,7 @@ VsockIo::VsockIo(EventLoop& loop, VsockIoOptions options, VsockCounters& counter
       // A stream is reset by the guest's packets, which are not taken beyond resets_max, or by what
       // happens on the host, once.
       x_resets(x_options.limits.resets_max + x_options.limits.streams_max),
-      x_next_port(kFirstHostPort),
+      x_next_port(kVsockFirstHostPort),
       x_timer(loop.make_timer([this] { tick(); })) {}
 
 VsockIo::~VsockIo() { stop_all(); }
@@ -61,8 +65,8 @@ void VsockIo::start_queue(uint16_t index, std::unique_ptr<Queue> queue, const Ev
 }
 
 void VsockIo::stop_queue(uint16_t index) {
-  // What was taken goes back unused.
-  if (index == kVsockRx) unstage(x_staged_count);
+  // What was taken goes back unused; or, in a freeze, waits for the next queue.
+  if (index == kVsockRx) forget_staged(x_staged_count);
   x_queues[index] = LiveQueue{};
 }
 
@@ -77,23 +81,53 @@ void VsockIo::stop_all() {
 }
 
 void VsockIo::restored() {
+  if (x_host == nullptr) return;  // there was no driver
   x_event_due = true;
   pump();
 }
 
 // Works until there is nothing left to do, then asks for kicks.
 void VsockIo::pump() {
+  note_waking();
   for (LiveQueue& live : x_queues)
     if (live.queue) live.queue->disable_kicks();
   for (unsigned round = 0; round < kRoundsMax; ++round) {
-    bool worked = poll_sockets();
-    worked |= take_sent();
-    worked |= give();
-    worked |= take_events();
-    end_round();
-    if (!worked && !want_kicks()) return;
+    if (work() || found_by_spinning() || want_kicks()) continue;
+    x_slept_at = std::chrono::steady_clock::now();
+    return;
   }
   x_again->signal();
+}
+
+bool VsockIo::work() {
+  bool worked = poll_sockets();
+  worked |= take_sent();
+  worked |= give();
+  worked |= take_events();
+  end_round();
+  return worked;
+}
+
+// Sleeping and waking takes as long as copying a packet or more. With streams that are busy there
+// is something again soon; what was seen last decides.
+void VsockIo::note_waking() {
+  if (x_slept_at == std::chrono::steady_clock::time_point{}) return;
+  if (std::chrono::steady_clock::now() - x_slept_at < kSpin) x_spin_credit = kSpinCreditMax;
+  x_slept_at = {};
+}
+
+bool VsockIo::found_by_spinning() {
+  if (x_spin_credit == 0) return false;
+  const auto until = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < kSpinPauses; ++i) __builtin_ia32_pause();
+    if (work()) {
+      x_spin_credit = kSpinCreditMax;
+      return true;
+    }
+  } while (std::chrono::steady_clock::now() < until);
+  --x_spin_credit;
+  return false;
 }
 
 bool VsockIo::take_sent() {

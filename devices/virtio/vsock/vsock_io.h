@@ -12,6 +12,7 @@
 #pragma once
 
 #include <linux/virtio_vsock.h>
+#include <sys/uio.h>
 
 #include <array>
 #include <atomic>
@@ -31,6 +32,8 @@ namespace lethe {
 
 inline constexpr uint64_t kVsockHostCid = 2;                 // 5.10.4
 inline constexpr uint32_t kVsockPacketBytesMax = 64 * 1024;  // payload; Linux's limit
+inline constexpr uint32_t kVsockFirstHostPort = uint32_t{1}
+                                                << 30;  // of host clients; as in Firecracker
 enum VsockQueue : uint16_t { kVsockRx, kVsockTx, kVsockEvent, kVsockQueues };
 
 struct VsockCounters {                      // any thread
@@ -95,13 +98,25 @@ class VsockIo {
     VsockPorts ports;
     uint16_t type = VIRTIO_VSOCK_TYPE_STREAM;
   };
+  static constexpr size_t kStagedMax = 16;
+  static constexpr size_t kSlicesMax = 64;  // that one system call reads into
+  // Where a read puts payload: in the first staged buffers, behind their headers.
+  struct Layout {
+    std::array<iovec, kSlicesMax> slices;
+    std::array<uint32_t, kStagedMax> rooms;  // of each buffer
+    size_t slice_count = 0;
+    size_t room = 0;
+  };
   enum class Served : uint8_t { kDone, kMore, kStarved };
 
   // vsock_io.cc
   void pump();
+  bool work();
   bool take_sent();
   bool take_events();
   bool want_kicks();
+  void note_waking();
+  bool found_by_spinning();
   void report_if_broken(LiveQueue& live);
   void end_round();
 
@@ -122,8 +137,12 @@ class VsockIo {
   Served send_data(VsockStream& stream);
   bool send_reset();
   size_t stage(size_t count);
-  void send_staged(const virtio_vsock_hdr& header, uint32_t payload);
+  size_t lay_out(size_t room_max, Layout& to) const;
+  void send_filled(VsockStream& stream, const Layout& layout, size_t bytes);
+  void send_staged(const virtio_vsock_hdr& header);
+  static void send_in(Chain& chain, const virtio_vsock_hdr& header);
   void unstage(size_t count);
+  void forget_staged(size_t count);
   [[nodiscard]] bool can_read(const VsockStream& stream) const;
   virtio_vsock_hdr header_for(VsockStream& stream, uint16_t op);
   void answer_reset(VsockPorts ports, uint16_t type = VIRTIO_VSOCK_TYPE_STREAM);
@@ -152,8 +171,6 @@ class VsockIo {
   void listen(bool wanted);
   void listen_if_room();
 
-  static constexpr size_t kStagedMax = 16;
-
   EventLoop& x_loop;
   const VsockIoOptions x_options;
   VsockCounters& x_counters;
@@ -163,8 +180,10 @@ class VsockIo {
   // into at once.
   std::array<std::optional<Chain>, kStagedMax> x_staged;
   size_t x_staged_count = 0;
-  bool x_starved = false;    // something waits for buffers of the guest's
-  bool x_event_due = false;  // TRANSPORT_RESET
+  std::chrono::steady_clock::time_point x_slept_at;  // the last pump's end; 0: still at work
+  int x_spin_credit = 0;                             // spins to try before giving it up
+  bool x_starved = false;                            // something waits for buffers of the guest's
+  bool x_event_due = false;                          // TRANSPORT_RESET
 
   VsockTable x_table;
   VsockSchedule x_schedule;

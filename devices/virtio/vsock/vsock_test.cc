@@ -212,12 +212,48 @@ TEST(VsockTest, ports_of_a_closed_stream_can_be_used_again) {
 
 TEST(VsockTest, restored_guest_is_told_that_its_streams_are_gone) {
   VsockGuest guest;
-  StateWriter writer;
-  guest.device().save(writer);
-  const std::vector<uint8_t> state = writer.take();
-  StateReader reader(state);
-  ASSERT_TRUE(guest.device().restore(reader));
+  VsockPorts ports;
+  HostSocket host = guest.open_from_host(ports);
+  FakeTransport& transport = guest.driver().transport();
+  transport.freeze();
+  const std::vector<uint8_t> state = transport.save();
+  const UniqueFd listener = listen_at(guest.path() + ".new");
+  const auto restored = VsockDevice::create(
+      {.cid = FakeVsockDriver::kCid, .path = guest.path() + ".new", .listener = listener.get()});
+  ASSERT_TRUE(restored);
+  ASSERT_TRUE(transport.move_to(**restored, state));
+  transport.thaw();
   EXPECT_EQ(guest.driver().wait_event(), std::optional<uint32_t>(0));  // TRANSPORT_RESET
+  EXPECT_TRUE(host.closed());
+  // New ones come, in the buffers that the first device had been given.
+  HostSocket again = HostSocket::connect(guest.path() + ".new");
+  ASSERT_TRUE(again.write("CONNECT 5\n"));
+  const auto request = guest.driver().receive_content();
+  ASSERT_TRUE(request);
+  EXPECT_EQ(request->header.dst_port, 5U);
+  transport.reset();
+}
+
+TEST(VsockTest, streams_survive_a_freeze_with_every_byte) {
+  VsockGuest guest;
+  VsockPorts ports;
+  HostSocket host = guest.open_from_host(ports);
+  std::string sent;
+  std::string got;
+  for (int i = 0; i < 20; ++i) {
+    const std::string piece(3000, static_cast<char>('a' + i));
+    sent += piece;
+    ASSERT_TRUE(host.write(piece));
+    guest.driver().transport().freeze();
+    guest.driver().transport().thaw();
+    while (got.size() < sent.size()) {
+      const auto data = guest.driver().receive_content();
+      ASSERT_TRUE(data);
+      ASSERT_EQ(data->header.op, kRw);
+      got += data->payload;
+    }
+  }
+  EXPECT_EQ(got, sent);
 }
 
 TEST(VsockTest, streams_survive_a_stop_of_all_queues) {

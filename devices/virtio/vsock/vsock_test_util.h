@@ -11,7 +11,9 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <thread>
 
+#include "base/packet.h"
 #include "base/test_util.h"
 #include "devices/virtio/vsock/fake_vsock_driver.h"
 

@@ -11,7 +11,6 @@ namespace lethe {
 namespace {
 
 constexpr unsigned kServedMax = 16;      // streams, before packets of the guest's have their turn
-constexpr size_t kSlicesMax = 64;        // that one system call reads into
 constexpr size_t kReadMax = 256 * 1024;  // bytes of one turn of a stream
 constexpr uint32_t kHeader = sizeof(virtio_vsock_hdr);
 
@@ -61,21 +60,21 @@ VsockIo::Served VsockIo::send_due(VsockStream& stream) {
   switch (due) {
     case VsockStream::kRequest:
       stream.known_to_guest = true;
-      send_staged(header_for(stream, VIRTIO_VSOCK_OP_REQUEST), 0);
+      send_staged(header_for(stream, VIRTIO_VSOCK_OP_REQUEST));
       break;
     case VsockStream::kResponse:
-      send_staged(header_for(stream, VIRTIO_VSOCK_OP_RESPONSE), 0);
+      send_staged(header_for(stream, VIRTIO_VSOCK_OP_RESPONSE));
       break;
     case VsockStream::kCreditUpdate:
-      send_staged(header_for(stream, VIRTIO_VSOCK_OP_CREDIT_UPDATE), 0);
+      send_staged(header_for(stream, VIRTIO_VSOCK_OP_CREDIT_UPDATE));
       break;
     case VsockStream::kCreditRequest:
-      send_staged(header_for(stream, VIRTIO_VSOCK_OP_CREDIT_REQUEST), 0);
+      send_staged(header_for(stream, VIRTIO_VSOCK_OP_CREDIT_REQUEST));
       break;
     default: {
       virtio_vsock_hdr header = header_for(stream, VIRTIO_VSOCK_OP_SHUTDOWN);
       header.flags = stream.shut_by_host;
-      send_staged(header, 0);
+      send_staged(header);
       // Linux answers with a RST when it has nothing left to read.
       if (stream.shut_by_host == (VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND))
         set_deadline(stream, x_options.limits.close_max);
@@ -85,50 +84,51 @@ VsockIo::Served VsockIo::send_due(VsockStream& stream) {
   return stream.due != 0 ? Served::kMore : Served::kDone;
 }
 
-// Reads from the socket straight into as many of the guest's buffers as there is credit for.
-VsockIo::Served VsockIo::send_data(VsockStream& stream) {
-  const size_t room_max = std::min<size_t>(stream.credit.available(), kReadMax);
-  if (room_max == 0) {
-    if (!stream.asked_for_credit) {
-      stream.asked_for_credit = true;
-      stream.due |= VsockStream::kCreditRequest;
-      return Served::kMore;
-    }
-    return Served::kDone;  // the next packet of the guest's schedules it
-  }
-  if (stage(kStagedMax) == 0) return Served::kStarved;
-  std::array<iovec, kSlicesMax> slices;
-  std::array<uint32_t, kStagedMax> rooms;
-  size_t slice_count = 0;
+// The payload's places in what is staged, as far as `room_max` bytes; how many buffers that takes.
+size_t VsockIo::lay_out(size_t room_max, Layout& to) const {
   size_t chains = 0;
-  size_t room = 0;
-  for (; chains < x_staged_count && room < room_max; ++chains) {
-    const Chain& chain = *x_staged[chains];
-    const size_t packet_max = std::min<size_t>(room_max - room, kVsockPacketBytesMax);
+  for (; chains < x_staged_count && to.room < room_max; ++chains) {
+    const size_t packet_max = std::min<size_t>(room_max - to.room, kVsockPacketBytesMax);
     size_t skip = kHeader;
     size_t taken = 0;
-    for (const IoSlice& slice : chain.writable()) {
-      if (slice_count == kSlicesMax || taken == packet_max) break;
+    for (const IoSlice& slice : x_staged[chains]->writable()) {
+      if (to.slice_count == kSlicesMax || taken == packet_max) break;
       if (skip >= slice.size) {
         skip -= slice.size;
         continue;
       }
       const size_t size = std::min(slice.size - skip, packet_max - taken);
-      slices[slice_count++] = {.iov_base = slice.data + skip, .iov_len = size};
+      to.slices[to.slice_count++] = {.iov_base = slice.data + skip, .iov_len = size};
       taken += size;
       skip = 0;
     }
     if (taken == 0) break;
-    rooms[chains] = static_cast<uint32_t>(taken);
-    room += taken;
+    to.rooms[chains] = static_cast<uint32_t>(taken);
+    to.room += taken;
   }
-  if (room == 0) {
+  return chains;
+}
+
+// Reads from the socket straight into as many of the guest's buffers as there is credit for.
+VsockIo::Served VsockIo::send_data(VsockStream& stream) {
+  const size_t room_max = std::min<size_t>(stream.credit.available(), kReadMax);
+  if (room_max == 0) {
+    if (std::exchange(stream.asked_for_credit, true))
+      return Served::kDone;  // the next packet of the guest's schedules it
+    stream.due |= VsockStream::kCreditRequest;
+    return Served::kMore;
+  }
+  if (stage(kStagedMax) == 0) return Served::kStarved;
+  Layout layout;
+  const size_t chains = lay_out(room_max, layout);
+  if (chains == 0) {
     // The first one holds a header and nothing else.
     ++x_counters.small_buffers;
     unstage(1);
     return Served::kMore;
   }
-  const ssize_t got = ::readv(stream.socket.get(), slices.data(), static_cast<int>(slice_count));
+  const ssize_t got =
+      ::readv(stream.socket.get(), layout.slices.data(), static_cast<int>(layout.slice_count));
   if (got < 0 && errno == EINTR) return Served::kMore;
   if (got < 0 && errno == EAGAIN) {
     stream.readable = false;
@@ -144,29 +144,25 @@ VsockIo::Served VsockIo::send_data(VsockStream& stream) {
   }
   // A stream socket gives less than it is asked for only if it has no more; unless its end has come
   // already, there will be an event for what comes later.
-  if (static_cast<size_t>(got) < room && !stream.ended) stream.readable = false;
-  x_counters.bytes_to_guest += static_cast<uint64_t>(got);
-  stream.due &= ~VsockStream::kCreditUpdate;  // this packet tells it
-  size_t left = static_cast<size_t>(got);
-  for (size_t i = 0; left > 0; ++i) {
-    LETHE_ASSERT(i < chains);
-    const auto payload = static_cast<uint32_t>(std::min<size_t>(left, rooms[i]));
+  if (static_cast<size_t>(got) < layout.room && !stream.ended) stream.readable = false;
+  send_filled(stream, layout, static_cast<size_t>(got));
+  return can_read(stream) ? Served::kMore : Served::kDone;
+}
+
+// Sends off what a read has put into staged buffers.
+void VsockIo::send_filled(VsockStream& stream, const Layout& layout, size_t bytes) {
+  x_counters.bytes_to_guest += bytes;
+  stream.due &= ~VsockStream::kCreditUpdate;  // these packets tell it
+  size_t used = 0;
+  for (; bytes > 0; ++used) {
+    const auto payload = static_cast<uint32_t>(std::min<size_t>(bytes, layout.rooms[used]));
     virtio_vsock_hdr header = header_for(stream, VIRTIO_VSOCK_OP_RW);
     header.len = payload;
     stream.credit.sent(payload);
-    // SAFETY: the header's bytes.
-    (void)x_staged[i]->copy_to_writable(0,
-                                        {reinterpret_cast<const uint8_t*>(&header), sizeof header});
-    x_staged[i]->complete(kHeader + payload);
-    x_staged[i].reset();
-    left -= payload;
+    send_in(*x_staged[used], header);
+    bytes -= payload;
   }
-  size_t used = 0;
-  while (used < x_staged_count && !x_staged[used]) ++used;
-  std::move(x_staged.begin() + used, x_staged.begin() + x_staged_count, x_staged.begin());
-  for (size_t i = x_staged_count - used; i < x_staged_count; ++i) x_staged[i].reset();
-  x_staged_count -= used;
-  return can_read(stream) ? Served::kMore : Served::kDone;
+  forget_staged(used);
 }
 
 bool VsockIo::can_read(const VsockStream& stream) const {
@@ -196,23 +192,26 @@ size_t VsockIo::stage(size_t count) {
 
 // Gives the first ones back unused.
 void VsockIo::unstage(size_t count) {
-  for (size_t i = 0; i < count; ++i) {
-    x_staged[i]->complete(0);
-    x_staged[i].reset();
-  }
+  for (size_t i = 0; i < count; ++i) x_staged[i]->complete(0);
+  forget_staged(count);
+}
+
+void VsockIo::forget_staged(size_t count) {
   std::move(x_staged.begin() + count, x_staged.begin() + x_staged_count, x_staged.begin());
   for (size_t i = x_staged_count - count; i < x_staged_count; ++i) x_staged[i].reset();
   x_staged_count -= count;
 }
 
-void VsockIo::send_staged(const virtio_vsock_hdr& header, uint32_t payload) {
-  Chain chain = std::move(*x_staged[0]);
-  x_staged[0].reset();
-  std::move(x_staged.begin() + 1, x_staged.begin() + x_staged_count, x_staged.begin());
-  x_staged[--x_staged_count].reset();
+// A packet; what `header` says of its payload is behind the header already.
+void VsockIo::send_in(Chain& chain, const virtio_vsock_hdr& header) {
   // SAFETY: the header's bytes.
   (void)chain.copy_to_writable(0, {reinterpret_cast<const uint8_t*>(&header), sizeof header});
-  chain.complete(kHeader + payload);
+  chain.complete(kHeader + header.len);
+}
+
+void VsockIo::send_staged(const virtio_vsock_hdr& header) {
+  send_in(*x_staged[0], header);
+  forget_staged(1);
 }
 
 virtio_vsock_hdr VsockIo::header_for(VsockStream& stream, uint16_t op) {
@@ -240,8 +239,7 @@ bool VsockIo::send_reset() {
                .op = VIRTIO_VSOCK_OP_RST,
                .flags = 0,
                .buf_alloc = 0,
-               .fwd_cnt = 0},
-              0);
+               .fwd_cnt = 0});
   x_reset_first = (x_reset_first + 1) % x_resets.size();
   --x_reset_count;
   ++x_counters.resets_sent;
