@@ -10,7 +10,6 @@
 // The bare loop submits what it added in a batch, waits for at least one, and reaps all there are.
 #include <fcntl.h>
 #include <liburing.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -20,11 +19,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "bench/part_threads.h"
 #include "bench/report.h"
 #include "devices/virtio/block/block.h"
 #include "devices/virtio/fake_transport.h"
@@ -243,27 +242,6 @@ class Bare {
   io_uring x_ring{};
   std::array<uint8_t*, kDepth> x_buffers{};
 };
-
-// Keeps this thread, with the bare loop and the driver, on one processor and the device's on
-// another (where there are two), as vCPU and I/O thread of a VM would be: on a busy machine the
-// scheduler may put both on one, and the figure would be about that.
-void part_threads() {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  if (::sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < 2) return;
-  std::array<int, 2> chosen{};
-  size_t found = 0;
-  for (int cpu = 0; found < 2; ++cpu) {
-    if (CPU_ISSET(cpu, &allowed)) chosen[found++] = cpu;
-  }
-  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
-    const int thread = std::stoi(task.path().filename().string());
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(chosen[thread == ::getpid() ? 0 : 1], &one);
-    if (::sched_setaffinity(thread, sizeof one, &one) != 0) give_up("can't part the threads");
-  }
-}
 
 }  // namespace
 
