@@ -33,6 +33,7 @@ void guest_main() {
       {"rng", virtio::rng},
       {"console", virtio::console},
       {"idle", virtio::idle, true},
+      {"vsock-echo", virtio::vsock_echo, true},
   };
   run_cases("virtio", cases);
 }

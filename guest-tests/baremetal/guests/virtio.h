@@ -34,4 +34,7 @@ void rng();
 void console();
 void idle();
 
+// virtio_vsock.cc
+void vsock_echo();
+
 }  // namespace virtio
