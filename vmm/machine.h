@@ -91,7 +91,7 @@ class Machine final : private MachineControl {
 
   // Snapshots (vmm/machine_snapshot.cc), of a paused machine: freeze(), then save() and a look at
   // memory(), then thaw(). In between nothing changes guest memory. Errors of freeze(): the guest
-  // ended; nothing is frozen then.
+  // ended, or has what can't be saved; nothing is frozen then.
   [[nodiscard]] Result<> freeze();
   [[nodiscard]] Result<> save(StateWriter& to);
   void thaw();  // harmless if it is not frozen

@@ -41,7 +41,9 @@ Result<> Machine::freeze() {
   if (x_ended.load()) return host_error("snapshot: the guest has just ended");
   x_pci->freeze();
   x_frozen = true;
-  return {};
+  auto possible = x_pci->can_save();
+  if (!possible) thaw();
+  return possible;
 }
 
 void Machine::thaw() {

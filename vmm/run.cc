@@ -338,6 +338,7 @@ Result<Outcome> run_sessions(const VmConfig& config, const RunOptions& options) 
 }  // namespace
 
 int run_machine(const VmConfig& config, const RunOptions& options) {
+  (void)::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error of write(), too
   (void)::signal(SIGPIPE, SIG_IGN);  // a reader that goes away is an error of write(), not our end
   const auto outcome = run_sessions(config, options);
   if (!outcome) {

@@ -77,6 +77,37 @@ memory_return() { # memory_return NAME SHARE PULL --set KEY=VALUE...
   echo "PASS linux-memory-$name: $((back / freed)) % of $((freed / 1024)) MiB back"
 }
 
+# A stock guest that computes checksums is saved, killed, restored, and goes on.
+snapshot() {
+  log=$OUT/linux-snapshot.log
+  rm -rf "$OUT/snapshot"
+  "$LETHE" run guest-tests/lab/signals/linux-snapshot.toml </dev/null >"$log" 2>&1 &
+  lethe_pid=$!
+  if ! wait_for "$log" "lethe-snapshot: round 4" 120 ||
+    ! "$LETHE" snapshot linux-snapshot "$OUT/snapshot" >"$log.saved" 2>&1; then
+    echo "FAIL linux-snapshot: it was not saved: $(cat "$log.saved"); the end of its console:"
+    tail -n 20 "$log"
+    kill -KILL $lethe_pid
+    wait $lethe_pid
+    return 1
+  fi
+  kill -KILL $lethe_pid
+  wait $lethe_pid
+  code=0
+  timeout -s KILL 120 "$LETHE" restore "$OUT/snapshot" </dev/null >"$log.again" 2>&1 || code=$?
+  # Each round once, from where it was saved to the end.
+  first=$(sed -n 's/.*lethe-snapshot: round \([0-9]*\).*/\1/p' "$log.again" | head -n 1)
+  rounds=$(grep -c "lethe-snapshot: round" "$log.again")
+  rm -rf "$OUT/snapshot"
+  if [ $code != 0 ] || ! grep -q "lethe-test: snapshot: passed" "$log.again" ||
+    [ "${first:-0}" -lt 4 ] || [ "$rounds" != $((13 - first)) ]; then
+    echo "FAIL linux-snapshot: exit code $code, first round ${first:-none}; the restored console:"
+    tail -n 30 "$log.again"
+    return 1
+  fi
+  echo "PASS linux-snapshot: goes on with round $first; $(cat "$log.saved")"
+}
+
 # What the ledger says of a VM's shared buffers: "live":1,"orphan":0,... "leaked":0
 buffers() { # buffers VM
   "$LETHE" stats "$1" --json | tr -d ' \n' |
@@ -185,6 +216,7 @@ run() { # run CASE COMMAND...
 
 run check "$LETHE" check --jobs 1 --out "$OUT" --junit "$OUT/junit.xml" "$@"
 run powerbutton power_button
+run snapshot snapshot
 run screen screen
 run windows windows
 run memory memory_return discard 90 true --set memory.policy=discard

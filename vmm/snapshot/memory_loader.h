@@ -30,9 +30,9 @@ struct MemoryLoaderOptions {
   bool at_once = false;  // load all of it before anything runs
   // A block is altered or can't be read: who touched it can't be let go on. Must not return in a
   // process that runs a guest. On any thread, under the loader's lock.
-  std::function<void(const Error&)> on_failure;
+  std::function<void(const Error&)> on_failure{};
   // Once, on any thread, when all has come; not if create() loaded all.
-  std::function<void()> on_complete;
+  std::function<void()> on_complete{};
   PoolOps* ops = nullptr;  // none: the system's
 };
 
