@@ -63,6 +63,7 @@ BlockDevice::BlockDevice(const BlockOptions& options, DiskFile disk)
       x_disk(std::move(disk)),
       x_queue_sizes(options.queues, options.queue_size),
       x_config(make_config(options, x_disk)),
+      x_sectors(x_config.capacity),
       x_thread(x_name.c_str()) {}
 
 Result<> BlockDevice::start_io(const BlockOptions& options) {
@@ -75,15 +76,16 @@ Result<> BlockDevice::start_io(const BlockOptions& options) {
           Error{ring.error().kind, fmt::format("disk '{}': {}", options.path, ring.error().text)});
       return;
     }
-    x_io = std::make_unique<BlockIo>(x_thread.loop(), x_disk,
-                                     BlockGeometry{.sectors = x_config.capacity,
-                                                   .block_bytes = x_config.blk_size,
-                                                   .read_only = x_read_only},
-                                     BlockIoOptions{.iops_max = options.iops_max,
-                                                    .bandwidth_max = options.bandwidth_max,
-                                                    .id = make_id(options),
-                                                    .tamper = options.tamper},
-                                     x_counters, std::move(*ring), options.queues);
+    x_io = std::make_unique<BlockIo>(
+        x_thread.loop(), x_disk,
+        BlockGeometry{.sectors = x_config.capacity,
+                      .block_bytes = x_config.blk_size,
+                      .read_only = x_read_only},
+        BlockIoOptions{
+            .rates = {.iops_max = options.iops_max, .bandwidth_max = options.bandwidth_max},
+            .id = make_id(options),
+            .tamper = options.tamper},
+        x_counters, std::move(*ring), options.queues);
     result = x_io->watch();
   });
   return result;
@@ -100,8 +102,32 @@ uint64_t BlockDevice::device_features() const {
 }
 
 void BlockDevice::read_config(uint32_t offset, std::span<uint8_t> to) {
+  virtio_blk_config config = x_config;
+  config.capacity = sectors();
   // SAFETY: the transport has clipped the range to the structure.
-  std::memcpy(to.data(), reinterpret_cast<const uint8_t*>(&x_config) + offset, to.size());
+  std::memcpy(to.data(), reinterpret_cast<const uint8_t*>(&config) + offset, to.size());
+}
+
+BlockRates BlockDevice::rates() {
+  BlockRates rates;
+  x_thread.run_and_wait([&] { rates = x_io->rates(); });
+  return rates;
+}
+
+void BlockDevice::set_rates(const BlockRates& rates) {
+  x_thread.run_and_wait([&] { x_io->set_rates(rates); });
+}
+
+Result<> BlockDevice::resize(std::optional<uint64_t> bytes) {
+  Result<> result;
+  x_thread.run_and_wait([&] {
+    result = bytes ? x_disk.grow(*bytes, x_read_only) : x_disk.take_over_size();
+    if (!result) return;
+    // Requests beyond the old end are good before the guest hears of the new one.
+    x_sectors.store(x_disk.bytes / kSectorBytes, std::memory_order_relaxed);
+    x_io->set_sectors(x_disk.bytes / kSectorBytes);
+  });
+  return result;
 }
 
 void BlockDevice::start(uint64_t features, VirtioHost& host) {

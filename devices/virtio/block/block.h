@@ -3,7 +3,9 @@
 
 #include <linux/virtio_blk.h>
 
+#include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -56,7 +58,19 @@ class BlockDevice : public VirtioDevice {
   void save(StateWriter& to) override;
   [[nodiscard]] Result<> restore(StateReader& from) override;
 
-  [[nodiscard]] uint64_t sectors() const { return x_config.capacity; }
+  [[nodiscard]] uint64_t sectors() const { return x_sectors.load(std::memory_order_relaxed); }
+  [[nodiscard]] bool read_only() const { return x_read_only; }
+
+  // While the guest runs; on any thread but the disk's, for which they wait.
+  [[nodiscard]] BlockRates rates();
+  // Holds from the next request on; one that waits is looked at again.
+  void set_rates(const BlockRates& rates);
+  // Grows the file to `bytes`, or, without, takes over the size that the file or block device has
+  // by now; then tells the guest (5.2.5, VIRTIO_BLK capacity and a configuration change). Fails, in
+  // one line, when `bytes` is less than there is or no whole number of blocks, on a read-only disk
+  // or a block device (both can only be taken over), or when the host refuses.
+  [[nodiscard]] Result<> resize(std::optional<uint64_t> bytes);
+
   [[nodiscard]] const BlockCounters& counters() const { return x_counters; }
   // For the shrinker, whose registration must end before the device does.
   [[nodiscard]] ShrinkableCache& bounce_cache() { return x_io->bounce_cache(); }
@@ -69,7 +83,8 @@ class BlockDevice : public VirtioDevice {
   const bool x_read_only;
   DiskFile x_disk;
   std::vector<uint16_t> x_queue_sizes;
-  virtio_blk_config x_config{};  // fixed after open()
+  virtio_blk_config x_config{};  // fixed after open(), but for the capacity, which is x_sectors
+  std::atomic<uint64_t> x_sectors;
   BlockCounters x_counters;
   std::unique_ptr<BlockIo> x_io;  // the thread's
   IoThread x_thread;

@@ -54,8 +54,9 @@ BlockIo::BlockIo(EventLoop& loop, DiskFile& disk, BlockGeometry geometry, BlockI
       // The shrinker's registration has ended before this is destroyed, on the loop's thread: what
       // it posted has run by then.
       x_bounce([this] { x_loop.post([this] { x_bounce.purge_as_asked(); }); }),
-      x_requests(x_options.iops_max),
-      x_bytes(x_options.bandwidth_max),
+      x_rates(x_options.rates),
+      x_requests(x_rates.iops_max),
+      x_bytes(x_rates.bandwidth_max),
       x_queues(queues) {}
 
 BlockIo::~BlockIo() { stop_all(); }
@@ -239,7 +240,7 @@ void BlockIo::begin(uint16_t index, Chain chain) {
   if (!held_back(request)) run_admitted(request);
 }
 
-bool BlockIo::limited() const { return x_options.iops_max != 0 || x_options.bandwidth_max != 0; }
+bool BlockIo::limited() const { return x_rates.iops_max != 0 || x_rates.bandwidth_max != 0; }
 
 // Whether the rate limit has the request wait: then it is what x_held is.
 bool BlockIo::held_back(BlockRequest& request) {
@@ -257,6 +258,13 @@ bool BlockIo::held_back(BlockRequest& request) {
   x_requests.take(1);
   x_bytes.take(moves_bytes ? request.bytes() : 0);
   return false;
+}
+
+void BlockIo::set_rates(const BlockRates& rates) {
+  x_rates = rates;
+  x_requests = TokenBucket(rates.iops_max);
+  x_bytes = TokenBucket(rates.bandwidth_max);
+  release_held();
 }
 
 void BlockIo::release_held() {

@@ -34,9 +34,13 @@ struct BlockCounters {  // any thread
   std::atomic<uint64_t> bounced{0};    // transfers through an aligned buffer (O_DIRECT)
 };
 
-struct BlockIoOptions {
+struct BlockRates {
   uint64_t iops_max = 0;       // requests per second, 0: no limit
   uint64_t bandwidth_max = 0;  // bytes per second, 0: no limit
+};
+
+struct BlockIoOptions {
+  BlockRates rates{};
   std::array<uint8_t, kBlockIdBytes> id{};
   // Tests only: sees each result of the host, may replace it.
   std::function<int(const BlockRequest&, int)> tamper = {};
@@ -67,6 +71,14 @@ class BlockIo {
   // The rate limits' state.
   void save(StateWriter& to) const;
   void restore(StateReader& from);
+
+  [[nodiscard]] const BlockRates& rates() const { return x_rates; }
+  void set_rates(const BlockRates& rates);
+  // Another size of the disk; tells the guest.
+  void set_sectors(uint64_t sectors) {
+    x_geometry.sectors = sectors;
+    if (x_host != nullptr) x_host->config_changed();
+  }
 
   // Its bounce buffers, for the shrinker; any thread.
   [[nodiscard]] ShrinkableCache& bounce_cache() { return x_bounce.cache(); }
@@ -114,7 +126,7 @@ class BlockIo {
 
   EventLoop& x_loop;
   DiskFile& x_disk;
-  const BlockGeometry x_geometry;
+  BlockGeometry x_geometry;
   const BlockIoOptions x_options;
   BlockCounters& x_counters;
   std::unique_ptr<IoRing> x_ring;
@@ -123,6 +135,7 @@ class BlockIo {
   BouncePool x_bounce;
   BlockRequest* x_bounce_first = nullptr;  // requests that wait for a buffer, in order
   BlockRequest* x_bounce_last = nullptr;
+  BlockRates x_rates;
   TokenBucket x_requests;
   TokenBucket x_bytes;
   BlockRequest* x_held = nullptr;  // by the rate limit; nothing is taken from the queues meanwhile

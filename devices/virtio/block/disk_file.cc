@@ -102,6 +102,37 @@ Result<> find_size(DiskFile& disk, const std::string& path, bool direct) {
 
 }  // namespace
 
+Result<> DiskFile::take_over_size() {
+  DiskFile now;
+  // Only the size is taken: blocks and alignments were told to the guest.
+  now.fd.reset(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
+  if (!now.fd.valid()) return host_error("disk '{}': {}", path, errno_text(errno));
+  LETHE_TRY(find_size(now, path, false));
+  if (now.bytes % block_bytes != 0)
+    return host_error("disk '{}' is {} bytes, no multiple of {}", path, now.bytes, block_bytes);
+  bytes = now.bytes;
+  return {};
+}
+
+Result<> DiskFile::grow(uint64_t to_bytes, bool read_only) {
+  if (read_only) return host_error("disk '{}' is read-only", path);
+  struct stat status{};
+  if (::fstat(fd.get(), &status) != 0) return host_error("disk '{}': {}", path, errno_text(errno));
+  if (!S_ISREG(status.st_mode))
+    return host_error("disk '{}' is a block device: resize that, then have its size taken over",
+                      path);
+  const auto there = static_cast<uint64_t>(status.st_size);
+  if (to_bytes < bytes || to_bytes < there)
+    return host_error("disk '{}' has {} bytes: it is not made smaller", path,
+                      std::max(bytes, there));
+  if (to_bytes % block_bytes != 0)
+    return host_error("disk '{}': {} bytes is no multiple of {}", path, to_bytes, block_bytes);
+  if (::ftruncate(fd.get(), static_cast<off_t>(to_bytes)) != 0)
+    return host_error("disk '{}' can't be made larger: {}", path, errno_text(errno));
+  bytes = to_bytes;
+  return {};
+}
+
 void DiskFile::unlock() const { (void)set_lock(fd.get(), F_UNLCK); }
 
 Result<DiskFile> DiskFile::open(const std::string& path, bool read_only, bool direct) {
@@ -111,6 +142,7 @@ Result<DiskFile> DiskFile::open(const std::string& path, bool read_only, bool di
   if (::stat(path.c_str(), &status) != 0) return open_error(path, read_only, errno);
   LETHE_TRY(check_kind(path, status.st_mode));
   DiskFile disk;
+  disk.path = path;
   const int flags = O_CLOEXEC | (read_only ? O_RDONLY : O_RDWR) | (direct ? O_DIRECT : 0);
   // A disk's reads are not its file's reads: no access times (for the file's owner; others can't).
   disk.fd.reset(::open(path.c_str(), flags | O_NOATIME));

@@ -12,7 +12,8 @@ namespace lethe {
 inline constexpr uint32_t kSectorBytes = 512;  // virtio's unit of addresses, whatever blk_size says
 
 struct DiskFile {
-  UniqueFd fd;
+  std::string path{};  // for messages
+  UniqueFd fd{};
   uint64_t bytes = 0;          // a multiple of block_bytes
   uint32_t block_bytes = 512;  // logical block: what offsets and lengths should be multiples of
   // O_DIRECT only, else 1: what addresses of buffers, and offsets and lengths, must be multiples
@@ -28,6 +29,11 @@ struct DiskFile {
   // for reading: two VMs never write one disk, nor reads one what the other writes. On a file
   // system without locks this is skipped, with a warning.
   [[nodiscard]] static Result<DiskFile> open(const std::string& path, bool read_only, bool direct);
+
+  // The file's size as it is now becomes `bytes`; the same errors as open()'s.
+  [[nodiscard]] Result<> take_over_size();
+  // Makes a regular file larger. Fails when it would become smaller.
+  [[nodiscard]] Result<> grow(uint64_t to_bytes, bool read_only);
 
   // For when all I/O is done. Closing alone does not do it at once: an io_uring holds the file.
   void unlock() const;
