@@ -10,9 +10,12 @@
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
+#include <functional>
+#include <future>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <thread>
 
 #include "base/event_loop.h"
 #include "base/test_util.h"
@@ -58,6 +61,8 @@ class RawClient {
     EXPECT_TRUE(x_closed) << "the server did not close; it sent: " << x_got;
     return x_got;
   }
+  // What has come by now is in got(); false at the end or the deadline.
+  bool read_some() { return read_more(); }
   [[nodiscard]] const std::string& got() const { return x_got; }
   void forget() { x_got.clear(); }
   [[nodiscard]] bool closed() const { return x_closed; }
@@ -77,6 +82,29 @@ class RawClient {
   UniqueFd x_fd;
   std::string x_got;
   bool x_closed = false;
+};
+
+// A thread with a loop that has Asio, as the main loop does (IoThread's has not).
+class AsioThread {
+ public:
+  AsioThread() : x_thread([this] { x_loop.run(); }) {}
+  ~AsioThread() {
+    x_loop.stop();
+    x_thread.join();
+  }
+  [[nodiscard]] EventLoop& loop() { return x_loop; }
+  void run_and_wait(const std::function<void()>& work) {
+    std::promise<void> done;
+    x_loop.post([&] {
+      work();
+      done.set_value();
+    });
+    done.get_future().wait();
+  }
+
+ private:
+  EventLoop x_loop;
+  std::thread x_thread;
 };
 
 // A directory for a socket, and a server that listens there.
@@ -103,7 +131,7 @@ class ServedSocket {
     x_thread.run_and_wait([this] { x_server.reset(); });
   }
   [[nodiscard]] std::string path() const { return x_dir + "/api.sock"; }
-  [[nodiscard]] IoThread& thread() { return x_thread; }
+  [[nodiscard]] AsioThread& thread() { return x_thread; }
   [[nodiscard]] size_t connections() {
     size_t count = 0;
     x_thread.run_and_wait([&] { count = x_server->connections(); });
@@ -119,7 +147,7 @@ class ServedSocket {
   std::string x_dir;
   UniqueFd x_listener;
   std::unique_ptr<HttpServer> x_server;
-  IoThread x_thread{"api-test"};
+  AsioThread x_thread;
 };
 
 }  // namespace lethe

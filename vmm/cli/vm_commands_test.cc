@@ -12,7 +12,7 @@
 #include <optional>
 
 #include "base/event_loop.h"
-#include "vmm/api/http_server.h"
+#include "vmm/api/fake_api_client.h"
 #include "vmm/run_dir.h"
 
 namespace lethe {
@@ -80,7 +80,7 @@ class VmCommands : public testing::Test {
   std::vector<RunDir> x_run_dirs;
   std::vector<std::unique_ptr<HttpServer>> x_servers;
   std::vector<ReplyPtr> x_kept;  // the server's thread's: never answered
-  IoThread x_thread{"vm-test"};
+  AsioThread x_thread;
 };
 
 // Answers each path with a text.
