@@ -1,6 +1,10 @@
 #include "devices/gui/gui.h"
 
+#include <fcntl.h>
+
+#include <algorithm>
 #include <thread>
+#include <utility>
 
 #include "devices/gui/gui_core.h"
 
@@ -64,6 +68,41 @@ void Gui::set_cursor(SurfaceId id, const CursorContent& cursor) {
 }
 void Gui::remove_surface(SurfaceId id) { x_impl->core.remove_surface(id); }
 void Gui::forget_listener(SurfaceListener& listener) { x_impl->core.forget_listener(listener); }
+
+std::vector<ScreenView> Gui::screens(bool with_pixels) const {
+  std::vector<ScreenView> screens;
+  GuiCore& core = x_impl->core;
+  x_impl->thread.run_and_wait([&] {
+    for (uint32_t slot = 0; slot < gui::kSurfacesMax; ++slot) {
+      const SurfaceRecord& surface = core.surface_at(slot);
+      if (surface.id == 0 || surface.state.kind != gui::SurfaceKind::kScreen) continue;
+      ScreenView view{.output = surface.state.output,
+                      .width = surface.state.width,
+                      .height = surface.state.height,
+                      .content = surface.content};
+      const SharedBuffer* const buffer = core.buffer(surface.content.buffer);
+      if (with_pixels && buffer != nullptr)
+        view.pixels.reset(::fcntl(buffer->read_only_fd(), F_DUPFD_CLOEXEC, 0));
+      screens.push_back(std::move(view));
+    }
+  });
+  std::ranges::sort(screens, {}, &ScreenView::output);
+  return screens;
+}
+
+bool Gui::resize_screen(uint32_t output, uint32_t width, uint32_t height) {
+  bool found = false;
+  GuiCore& core = x_impl->core;
+  x_impl->thread.run_and_wait([&] {
+    for (uint32_t slot = 0; slot < gui::kSurfacesMax && !found; ++slot) {
+      const SurfaceRecord& surface = core.surface_at(slot);
+      found = surface.id != 0 && surface.state.kind == gui::SurfaceKind::kScreen &&
+              surface.state.output == output;
+      if (found) surface.listener->configure(surface.id, 0, 0, width, height);
+    }
+  });
+  return found;
+}
 
 void Gui::report_metrics(MetricSink& sink) const {
   const auto value = [](const std::atomic<uint64_t>& counter) {

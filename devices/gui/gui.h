@@ -14,6 +14,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/event_loop.h"
 #include "base/metrics.h"
@@ -86,6 +87,15 @@ class SurfaceListener {
   virtual void released(BufferId buffer) = 0;
 };
 
+// A screen, for those that are no frontends: the control API.
+struct ScreenView {
+  uint32_t output = 0;  // its number, from 0
+  uint32_t width = 0;   // of the surface, which may show nothing
+  uint32_t height = 0;
+  SurfaceContent content{};
+  UniqueFd pixels{};  // a descriptor of the content's buffer, for reading; none: nothing is shown
+};
+
 struct GuiOptions {
   std::string vm_name{};
   // Live and orphan; fewer if that takes more descriptors (two each) than the process may have.
@@ -115,6 +125,11 @@ class Gui {
   [[nodiscard]] LedgerLimits limits() const;
   void set_limits(const LedgerLimits& limits);
   [[nodiscard]] ShareLedger& ledger();  // set_free_per_iteration(), counters(): any thread
+
+  // By their numbers. `with_pixels`: their descriptors too. Any other thread: it waits.
+  [[nodiscard]] std::vector<ScreenView> screens(bool with_pixels = false) const;
+  // As a frontend's Configure does. False: there is no such screen. Any other thread: it waits.
+  bool resize_screen(uint32_t output, uint32_t width, uint32_t height);
 
   // Fails when limits or the host are exhausted. `listener` hears released(); it must outlive the
   // buffer's release or call forget_listener().
