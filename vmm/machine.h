@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -103,6 +104,8 @@ class Machine final : private MachineControl {
   // The console that gets the terminal's keys, as the config says.
   [[nodiscard]] ByteReceiver& console_input();
   [[nodiscard]] ConsoleDevice& virtio_console() { return *x_virtio_console; }
+
+  [[nodiscard]] std::span<BlockDevice* const> disks() const { return x_disks; }
 
   // Null without a balloon.
   [[nodiscard]] MemoryReturn* memory_return() { return x_return.get(); }

@@ -66,6 +66,14 @@ void post_kill(const ApiCall& call);
 void get_events(const ApiCall& call);
 // snapshot_api.cc
 void post_snapshot(const ApiCall& call);
+// disk_api.cc
+void get_disks(const ApiCall& call);
+void get_disk(const ApiCall& call);
+void patch_disk(const ApiCall& call);
+// screen_api.cc
+void get_screens(const ApiCall& call);
+void put_screen(const ApiCall& call);
+void get_screenshot(const ApiCall& call);
 // gui_api.cc: /gui and /log.
 void get_gui(const ApiCall& call);
 void patch_gui(const ApiCall& call);

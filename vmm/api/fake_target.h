@@ -48,6 +48,16 @@ class FakeTarget final : public ApiTarget {
     if (asked.balloon_target) settings.balloon_target = *asked.balloon_target;
     return {};
   }
+  [[nodiscard]] std::vector<DiskState> disks() override { return disk_states; }
+  [[nodiscard]] Result<> set_disk(size_t index, const DiskChange& asked) override {
+    if (refuse) return host_error("disk 'a.img' has 1 bytes: it is not made smaller");
+    disk_asked = asked;
+    DiskState& disk = disk_states[index];
+    disk.size_bytes = asked.size_bytes.value_or(disk.size_bytes);
+    disk.iops_max = asked.iops_max.value_or(disk.iops_max);
+    disk.bandwidth_max = asked.bandwidth_max.value_or(disk.bandwidth_max);
+    return {};
+  }
   [[nodiscard]] Result<GuiSettings> gui() override {
     if (refuse) return host_error("no GUI");
     return gui_settings;
@@ -60,6 +70,20 @@ class FakeTarget final : public ApiTarget {
   }
   [[nodiscard]] std::vector<GuiBuffers> gui_buffers() override {
     return {{"live", 3, 4096}, {"leaked", 0, 0}};
+  }
+  [[nodiscard]] Result<std::vector<ScreenState>> screens() override {
+    if (refuse) return host_error("no GUI");
+    return std::vector{screen};
+  }
+  [[nodiscard]] Result<> resize_screen(uint32_t number, uint32_t width, uint32_t height) override {
+    screen = {.number = number, .width = width, .height = height, .shows = screen.shows};
+    return {};
+  }
+  [[nodiscard]] Result<> screenshot(uint32_t number,
+                                    std::function<void(Result<std::string>)> done) override {
+    if (!screen.shows) return host_error("screen {} shows nothing", number);
+    on_picture = std::move(done);
+    return {};
   }
   [[nodiscard]] Result<> reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,
                                  std::function<void(ReclaimEnd)> done) override {
@@ -80,8 +104,13 @@ class FakeTarget final : public ApiTarget {
   std::string word;  // what was done last
   MemorySettings settings{.policy = "auto", .policy_now = "pool"};
   MemoryChange change;
+  std::vector<DiskState> disk_states{{.path = "a.img", .size_bytes = 512},
+                                     {.path = "b.img", .read_only = true, .size_bytes = 1024}};
+  DiskChange disk_asked;
   GuiSettings gui_settings{.free_per_iteration = 10000, .orphan_ms_max = 5};
   GuiChange gui_asked;
+  ScreenState screen{.width = 640, .height = 480, .shows = true};
+  std::function<void(Result<std::string>)> on_picture;
   bool refuse = false;
   std::optional<uint64_t> pulled;
   std::function<void(uint64_t)> on_progress;

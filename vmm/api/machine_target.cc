@@ -6,7 +6,9 @@
 #include <utility>
 
 #include "devices/gui/gui.h"
+#include "devices/virtio/block/block.h"
 #include "vmm/api/events.h"
+#include "vmm/api/screenshot.h"
 #include "vmm/machine_memory.h"
 #include "vmm/memory_return.h"
 #include "vmm/snapshot/snapshot.h"
@@ -157,6 +159,29 @@ Result<> MachineTarget::set_memory(const MemoryChange& change) {
   return {};
 }
 
+std::vector<DiskState> MachineTarget::disks() {
+  std::vector<DiskState> disks;
+  for (BlockDevice* const disk : x_machine.disks()) {
+    const BlockRates rates = disk->rates();
+    disks.push_back({.path = x_config.disks[disks.size()].path,
+                     .read_only = disk->read_only(),
+                     .size_bytes = disk->sectors() * kSectorBytes,
+                     .iops_max = rates.iops_max,
+                     .bandwidth_max = rates.bandwidth_max});
+  }
+  return disks;
+}
+
+Result<> MachineTarget::set_disk(size_t index, const DiskChange& change) {
+  BlockDevice& disk = *x_machine.disks()[index];
+  if (change.resize) LETHE_TRY(disk.resize(change.size_bytes));
+  if (!change.iops_max && !change.bandwidth_max) return {};
+  const BlockRates now = disk.rates();
+  disk.set_rates({.iops_max = change.iops_max.value_or(now.iops_max),
+                  .bandwidth_max = change.bandwidth_max.value_or(now.bandwidth_max)});
+  return {};
+}
+
 Result<GuiSettings> MachineTarget::gui() {
   if (x_gui == nullptr) return host_error("{}", kNoGui);
   const LedgerLimits limits = x_gui->limits();
@@ -190,6 +215,40 @@ std::vector<GuiBuffers> MachineTarget::gui_buffers() {
   return {part("live", counters.live), part("orphan", counters.orphan),
           part("freed", counters.freed), part("revoked", counters.revoked),
           part("leaked", counters.leaked)};
+}
+
+Result<std::vector<ScreenState>> MachineTarget::screens() {
+  if (x_gui == nullptr) return host_error("{}", kNoGui);
+  std::vector<ScreenState> screens;
+  for (const ScreenView& view : x_gui->screens())
+    screens.push_back({.number = view.output,
+                       .width = view.width,
+                       .height = view.height,
+                       .shows = view.content.buffer.valid()});
+  return screens;
+}
+
+Result<> MachineTarget::resize_screen(uint32_t number, uint32_t width, uint32_t height) {
+  if (x_gui == nullptr || !x_gui->resize_screen(number, width, height))
+    return host_error("there is no screen {}", number);
+  return {};
+}
+
+Result<> MachineTarget::screenshot(uint32_t number, std::function<void(Result<std::string>)> done) {
+  if (x_gui == nullptr) return host_error("{}", kNoGui);
+  if (x_picture_done) return host_error("another picture is being made");
+  auto screens = x_gui->screens(true);
+  if (number >= screens.size() || !screens[number].pixels.valid())
+    return host_error("screen {} shows nothing", number);
+  if (!x_painter) x_painter = std::make_unique<IoThread>("painter");
+  x_picture_done = std::move(done);
+  // The painter ends before this object does; what it has posted then is not called any more.
+  x_painter->loop().post([this, screen = std::make_shared<ScreenView>(std::move(screens[number]))] {
+    x_loop.post([this, png = std::make_shared<Result<std::string>>(make_png(*screen))] {
+      std::exchange(x_picture_done, nullptr)(std::move(*png));
+    });
+  });
+  return {};
 }
 
 Result<> MachineTarget::reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,

@@ -54,9 +54,15 @@ class MachineTarget final : public ApiTarget {
   [[nodiscard]] std::vector<DecisionLine> decisions() override;
   [[nodiscard]] MemorySettings memory() override;
   [[nodiscard]] Result<> set_memory(const MemoryChange& change) override;
+  [[nodiscard]] std::vector<DiskState> disks() override;
+  [[nodiscard]] Result<> set_disk(size_t index, const DiskChange& change) override;
   [[nodiscard]] Result<GuiSettings> gui() override;
   [[nodiscard]] Result<> set_gui(const GuiChange& change) override;
   [[nodiscard]] std::vector<GuiBuffers> gui_buffers() override;
+  [[nodiscard]] Result<std::vector<ScreenState>> screens() override;
+  [[nodiscard]] Result<> resize_screen(uint32_t number, uint32_t width, uint32_t height) override;
+  [[nodiscard]] Result<> screenshot(uint32_t number,
+                                    std::function<void(Result<std::string>)> done) override;
   [[nodiscard]] Result<> reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,
                                  std::function<void(ReclaimEnd)> done) override;
 
@@ -81,6 +87,9 @@ class MachineTarget final : public ApiTarget {
   Events& x_events;
   std::set<std::shared_ptr<Wait>> x_waits;
   std::set<std::shared_ptr<Pull>> x_pulls;
+  // One picture at a time; made on a thread of its own, which is there when it was first needed.
+  std::function<void(Result<std::string>)> x_picture_done;
+  std::unique_ptr<IoThread> x_painter;
 };
 
 }  // namespace lethe

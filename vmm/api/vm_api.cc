@@ -121,6 +121,8 @@ void post_reclaim(const ApiCall& call) {
   reply->begin(200, "application/x-ndjson");
 }
 
+// One a line, so that each can be added and found by itself.
+// clang-format off
 constexpr ApiRoute kRoutes[] = {
     {"/state", "GET", get_state},
     {"/pause", "POST", post_pause},
@@ -135,11 +137,18 @@ constexpr ApiRoute kRoutes[] = {
     {"/memory", "GET", get_memory},
     {"/memory", "PUT", put_memory},
     {"/memory/reclaim", "POST", post_reclaim},
+    {"/disks", "GET", get_disks},
+    {"/disks/{n}", "GET", get_disk},
+    {"/disks/{n}", "PATCH", patch_disk},
     {"/gui", "GET", get_gui},
     {"/gui", "PATCH", patch_gui},
+    {"/gui/screens", "GET", get_screens},
+    {"/gui/screens/{n}", "PUT", put_screen},
+    {"/gui/screens/{n}/screenshot", "GET", get_screenshot},
     {"/log", "GET", get_log},
     {"/log", "PATCH", patch_log},
 };
+// clang-format on
 
 constexpr std::string_view kNumber = "{n}";
 constexpr size_t kNumberDigitsMax = 5;

@@ -66,6 +66,27 @@ struct GuiBuffers {
   uint64_t bytes = 0;
 };
 
+struct ScreenState {
+  uint32_t number = 0;
+  uint32_t width = 0;  // pixels: what is shown, or what the guest is asked for
+  uint32_t height = 0;
+  bool shows = false;  // something
+};
+
+struct DiskState {
+  std::string path;
+  bool read_only = false;
+  uint64_t size_bytes = 0;     // as the guest sees it
+  uint64_t iops_max = 0;       // requests per second, 0: no limit
+  uint64_t bandwidth_max = 0;  // bytes per second, 0: no limit
+};
+struct DiskChange {
+  bool resize = false;
+  std::optional<uint64_t> size_bytes;  // with `resize`; none: the size that the file has
+  std::optional<uint64_t> iops_max;
+  std::optional<uint64_t> bandwidth_max;
+};
+
 struct DecisionLine {
   double age_s = 0;
   std::string text;  // what was changed, and why
@@ -112,10 +133,21 @@ class ApiTarget {
   [[nodiscard]] virtual MemorySettings memory() = 0;
   // Error: one line that says what does not fit; nothing was changed then.
   [[nodiscard]] virtual Result<> set_memory(const MemoryChange& change) = 0;
+  [[nodiscard]] virtual std::vector<DiskState> disks() = 0;
+  // `index`: one of disks()'s. Error: one line; nothing was changed then.
+  [[nodiscard]] virtual Result<> set_disk(size_t index, const DiskChange& change) = 0;
   // Error: one line (the VM has no GUI).
   [[nodiscard]] virtual Result<GuiSettings> gui() = 0;
   [[nodiscard]] virtual Result<> set_gui(const GuiChange& change) = 0;
   [[nodiscard]] virtual std::vector<GuiBuffers> gui_buffers() = 0;
+  // Error of these: one line (no GUI; the screen shows nothing; another picture is being made).
+  [[nodiscard]] virtual Result<std::vector<ScreenState>> screens() = 0;
+  // Asks the guest for another size; what it shows is its decision.
+  [[nodiscard]] virtual Result<> resize_screen(uint32_t number, uint32_t width,
+                                               uint32_t height) = 0;
+  // A PNG file. `done` runs later on the main loop, unless the machine has ended by then.
+  [[nodiscard]] virtual Result<> screenshot(uint32_t number,
+                                            std::function<void(Result<std::string>)> done) = 0;
   // Pulls free memory out of the guest: `bytes`, or UINT64_MAX for all. The callbacks run on the
   // main loop, `progress` (bytes so far) any number of times, `done` once, neither before this
   // returns, and not after the machine's end. Error: one line (there is no balloon).

@@ -185,18 +185,133 @@ TEST_F(VmApi, bad_gui_bodies_change_nothing) {
   EXPECT_EQ(x_target.gui_asked.orphans_max, std::nullopt);
 }
 
+TEST_F(VmApi, tells_and_changes_disks) {
+  EXPECT_EQ(ask("GET", "/disks").body,
+            "{\"disks\":[{\"disk\":0,\"path\":\"a.img\",\"read_only\":false,\"size_bytes\":512,"
+            "\"iops_max\":0,\"bandwidth_max\":0},{\"disk\":1,\"path\":\"b.img\",\"read_only\":true,"
+            "\"size_bytes\":1024,\"iops_max\":0,\"bandwidth_max\":0}]}\n");
+  const ClientAnswer answer =
+      ask("PATCH", "/disks/1", R"({"size_bytes":"1M","iops_max":100,"bandwidth_max":"10M"})");
+  EXPECT_EQ(answer.status, 200u) << answer.body;
+  EXPECT_THAT(answer.body, HasSubstr("\"size_bytes\":1048576,\"iops_max\":100,"));
+  EXPECT_EQ(ask("GET", "/disks/1").body, answer.body);
+  EXPECT_EQ(ask("PATCH", "/disks/0", R"({"size_bytes":"file"})").status, 200u);
+  EXPECT_TRUE(x_target.disk_asked.resize);
+  EXPECT_EQ(x_target.disk_asked.size_bytes, std::nullopt);
+  EXPECT_EQ(x_target.disk_asked.iops_max, std::nullopt);
+  EXPECT_EQ(ask("PATCH", "/disks/0", R"({"iops_max":0})").status, 200u);
+  EXPECT_FALSE(x_target.disk_asked.resize);
+  x_target.refuse = true;
+  expect_refused(409, "PATCH", "/disks/0", R"({"size_bytes":512})", "it is not made smaller");
+}
+
+TEST_F(VmApi, bad_disks_and_bodies_change_nothing) {
+  for (const char* path : {"/disks/2", "/disks/99999", "/disks/00002"})
+    for (const char* method : {"GET", "PATCH"})
+      expect_refused(404, method, path, "{\"iops_max\":1}", "there is no disk");
+  for (const char* path : {"/disks/", "/disks/x", "/disks/-1", "/disks/1x", "/disks/100000",
+                           "/disks/1/", "/disks/0x1", "/disks/18446744073709551616", "/disks/%31"})
+    expect_refused(404, "PATCH", path, "{\"iops_max\":1}", "there is no");
+  const auto refused = [&](const std::string& body, const std::string& text) {
+    expect_refused(400, "PATCH", "/disks/0", body, text);
+  };
+  refused(R"({"size_bytes":"files"})", ", or \\\"file\\\"");
+  refused(R"({"size_bytes":-512})", "'size_bytes' must be");
+  refused(R"({"size_bytes":1e30})", "'size_bytes' must be");
+  refused(R"({"iops_max":1000000001})", "'iops_max' must be");
+  refused(R"({"iops_max":"1K"})", "'iops_max' must be");
+  refused(R"({"bandwidth_max":null})", "'bandwidth_max' must be");
+  refused(R"({"iops_ma":1})", "did you mean 'iops_max'?");
+  refused(R"({"path":"/etc/passwd"})", "can't be set");
+  EXPECT_FALSE(x_target.disk_asked.resize || x_target.disk_asked.iops_max);
+}
+
+TEST_F(VmApi, screens_are_told_and_resized) {
+  EXPECT_EQ(ask("GET", "/gui/screens").body,
+            "{\"screens\":[{\"screen\":0,\"width\":640,\"height\":480,\"shows\":true}]}\n");
+  EXPECT_EQ(ask("PUT", "/gui/screens/0", R"({"width":1024,"height":768})").body,
+            "{\"screen\":0,\"width\":1024,\"height\":768,\"shows\":true}\n");
+  const auto refused = [&](const std::string& body, const std::string& text) {
+    expect_refused(400, "PUT", "/gui/screens/0", body, text);
+  };
+  refused("{}", "the body must be");
+  refused(R"({"width":1024})", "the body must be");
+  refused(R"({"width":319,"height":768})", "'width' must be a whole number from 320 to 16384");
+  refused(R"({"width":1024,"height":16385})", "'height' must be");
+  refused(R"({"width":"1024","height":768})", "'width' must be");
+  refused(R"({"width":1024,"height":768,"depth":24})", "'depth' can't be set");
+  refused(R"({"width":1024,"height":4294968064})", "'height' must be");
+  expect_refused(404, "PUT", "/gui/screens/1", R"({"width":1024,"height":768})", "no screen 1");
+  expect_refused(404, "GET", "/gui/screens/1/screenshot", "", "there is no screen 1");
+  expect_refused(404, "GET", "/gui/screens/0/", "", "there is no");
+  EXPECT_EQ(x_target.screen.width, 1024u);
+  x_target.refuse = true;
+  expect_refused(409, "GET", "/gui/screens", "", "no GUI");
+  expect_refused(409, "PUT", "/gui/screens/0", R"({"width":1024,"height":768})", "no GUI");
+}
+
+TEST_F(VmApi, a_screenshot_comes_when_it_is_made) {
+  RawClient client(x_served.path());
+  client.send("GET /gui/screens/0/screenshot HTTP/1.1\r\n\r\nGET /state HTTP/1.1\r\n\r\n");
+  AsioThread& thread = x_served.thread();
+  ASSERT_TRUE(eventually([&] {
+    bool asked = false;
+    thread.run_and_wait([&] { asked = x_target.on_picture != nullptr; });
+    return asked;
+  }));
+  thread.run_and_wait([&] { std::exchange(x_target.on_picture, nullptr)("pixels"); });
+  EXPECT_TRUE(client.read_until("Content-Type: image/png\r\nContent-Length: 6\r\n"));
+  EXPECT_TRUE(client.read_until("\r\n\r\npixelsHTTP/1.1 200 OK"));
+  x_target.screen.shows = false;
+  expect_refused(409, "GET", "/gui/screens/0/screenshot", "", "screen 0 shows nothing");
+}
+
 TEST_F(VmApi, log_levels_change_while_it_runs) {
   const std::string before = log_levels();
   EXPECT_THAT(ask("PATCH", "/log", R"({"levels":"error,gui=debug"})").body, HasSubstr("vmm=error"));
   EXPECT_TRUE(log_enabled(LogModule::kGui, LogLevel::kDebug));
   EXPECT_FALSE(log_enabled(LogModule::kPci, LogLevel::kWarn));
-  EXPECT_THAT(ask("GET", "/log").body, HasSubstr("legacy=error,gui=debug\""));
+  EXPECT_THAT(ask("GET", "/log").body, HasSubstr("legacy=error,gui=debug"));
   expect_refused(400, "PATCH", "/log", R"({"levels":"loud"})", "log level 'loud' is not known");
   expect_refused(400, "PATCH", "/log", R"({"levels":"gpu=debug"})", "log module 'gpu'");
   expect_refused(400, "PATCH", "/log", R"({"level":"warn"})", "the body must be");
   expect_refused(400, "PATCH", "/log", R"({"levels":3})", "the body must be");
   EXPECT_TRUE(log_enabled(LogModule::kGui, LogLevel::kDebug));
   EXPECT_TRUE(set_log_levels(before));
+}
+
+TEST_F(VmApi, no_path_takes_a_body_that_is_no_request_of_its) {
+  std::string deep, deep_object;
+  for (int i = 0; i < 20'000; ++i) deep += "[";
+  for (int i = 0; i < 8'000; ++i) deep_object += "{\"a\":";
+  const std::string bad[] = {"{",
+                             "nonsense",
+                             "null",
+                             "[]",
+                             "\"pool\"",
+                             "1e999999",
+                             "{\"no_such_key\":1}",
+                             "{\"\":1}",
+                             "{\"a\\u0000b\":{}}",
+                             "{\"bytes\":1e400}",
+                             "{\"a\":\"\xff\xfe\"}",
+                             "{\"a\":1}{\"a\":1}",
+                             "{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":1}}}}}",
+                             std::string(1, '\0'),
+                             "{\"" + std::string(60'000, 'k') + "\":1}",
+                             "{\"a\":" + std::string(60'000, '9') + "}",
+                             deep,
+                             deep_object};
+  for (const ApiRoute& route : api_routes()) {
+    if (route.method == "GET") continue;
+    std::string path(route.path);
+    if (const size_t at = path.find("{n}"); at != std::string::npos) path.replace(at, 3, "0");
+    for (const std::string& body : bad)
+      expect_refused(400, std::string(route.method), path, body, "");
+  }
+  EXPECT_EQ(x_target.word, "");
+  EXPECT_EQ(x_target.pulled, std::nullopt);
+  EXPECT_EQ(x_target.screen.width, 640u);
 }
 
 TEST_F(VmApi, unknown_paths_and_methods_are_told) {
@@ -227,7 +342,7 @@ TEST_F(VmApi, reclaim_streams_progress_and_the_end) {
       "POST /memory/reclaim HTTP/1.1\r\nContent-Length: 15\r\n\r\n{\"bytes\":\"all\"}"
       "GET /state HTTP/1.1\r\n\r\n");
   ASSERT_TRUE(client.read_until("chunked\r\n"));
-  IoThread& thread = x_served.thread();
+  AsioThread& thread = x_served.thread();
   thread.run_and_wait([&] {
     EXPECT_EQ(x_target.pulled, UINT64_MAX);
     x_target.on_progress(4096);
