@@ -34,6 +34,7 @@ void guest_main() {
       {"console", virtio::console},
       {"idle", virtio::idle, true},
       {"vsock-echo", virtio::vsock_echo, true},
+      {"busy", virtio::busy, true},
   };
   run_cases("virtio", cases);
 }

@@ -29,6 +29,9 @@ void queue_reset();
 void device_reset();
 void config_access();
 
+// virtio_busy.cc: for ../control_vm_test.cc, which drives it from outside.
+void busy();
+
 // virtio_other.cc
 void rng();
 void console();
