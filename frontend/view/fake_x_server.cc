@@ -3,6 +3,7 @@
 #include <X11/Xlib.h>
 #include <X11/Xutil.h>
 #include <X11/extensions/XTest.h>
+#include <X11/extensions/Xfixes.h>
 #include <X11/keysym.h>
 #include <poll.h>
 #include <signal.h>
@@ -158,6 +159,51 @@ void XServer::ask_to_close(const Window& window) const {
   event.xclient.data.l[0] = static_cast<long>(XInternAtom(display, "WM_DELETE_WINDOW", False));
   XSendEvent(display, window.id, False, NoEventMask, &event);
   XFlush(display);
+}
+
+XServer::CursorImage XServer::cursor() const {
+  XFixesCursorImage* image = XFixesGetCursorImage(display_of(x_display));
+  if (image == nullptr) return {};
+  CursorImage cursor{.width = image->width,
+                     .height = image->height,
+                     .hot_x = image->xhot,
+                     .hot_y = image->yhot,
+                     .pixels = {}};
+  // Longs, of which 32 bits are used.
+  for (uint32_t i = 0; i < cursor.width * cursor.height; ++i)
+    cursor.pixels.push_back(static_cast<uint32_t>(image->pixels[i]));
+  XFree(image);
+  return cursor;
+}
+
+bool XServer::managed() const {
+  Display* display = display_of(x_display);
+  const ::Window root = DefaultRootWindow(display);
+  const ::Window probe = XCreateSimpleWindow(display, root, 10, 10, 50, 50, 0, 0, 0);
+  XMapWindow(display, probe);
+  const bool framed = eventually(
+      [&] {
+        XWindowAttributes attributes{};
+        ::Window top = 0, parent = 0, *children = nullptr;
+        unsigned count = 0;
+        if (XGetWindowAttributes(display, probe, &attributes) == 0 ||
+            XQueryTree(display, probe, &top, &parent, &children, &count) == 0)
+          return false;
+        if (children != nullptr) XFree(children);
+        return attributes.map_state == IsViewable && parent != root;
+      },
+      std::chrono::milliseconds(300));
+  XDestroyWindow(display, probe);
+  XSync(display, False);
+  return framed;
+}
+
+std::pair<int, int> XServer::place_of(const Window& window) const {
+  Display* display = display_of(x_display);
+  int x = 0, y = 0;
+  ::Window child = 0;
+  XTranslateCoordinates(display, window.id, DefaultRootWindow(display), 0, 0, &x, &y, &child);
+  return {x, y};
 }
 
 bool XServer::keyboard_grabbed() const {

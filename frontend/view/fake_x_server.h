@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "frontend/picture.h"
@@ -48,6 +49,18 @@ class XServer {
   void resize(const Window& window, uint32_t width, uint32_t height) const;
   void ask_to_close(const Window& window) const;
   void focus(const Window& window) const;
+  struct CursorImage {
+    uint32_t width = 0, height = 0, hot_x = 0, hot_y = 0;
+    std::vector<uint32_t> pixels;  // 0xAARRGGBB, premultiplied
+    bool operator==(const CursorImage&) const = default;
+  };
+  // What the pointer looks like now.
+  [[nodiscard]] CursorImage cursor() const;
+  // Whether a window manager serves: it has shown a window, in a frame of its own. One that still
+  // starts loses those that are mapped meanwhile, and SDL waits for them for ever.
+  [[nodiscard]] bool managed() const;
+  // Where the window's corner is on the screen: x, y; those in Window are relative to its parent.
+  [[nodiscard]] std::pair<int, int> place_of(const Window& window) const;
   // Whether some client gets all keys.
   [[nodiscard]] bool keyboard_grabbed() const;
 

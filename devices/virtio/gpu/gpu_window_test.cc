@@ -409,6 +409,48 @@ TEST_F(GpuWindow, a_reset_tells_the_frontends_and_a_new_driver_begins_afresh) {
   }
 }
 
+// What an unbind of the guest's driver is to the device while lethe-agent has windows: buffers that
+// two frontends map, one of whom does not let go yet, a window without one, and a poll that waits.
+TEST_F(GpuWindow, a_driver_that_is_unbound_leaves_no_window_no_buffer_and_no_memory) {
+  constexpr uint32_t kWindows = 6;
+  FakeFrontend holder = connect();
+  FakeFrontend other = connect();
+  holder.answers_gone = false;
+  Commands commands;
+  for (uint32_t i = 0; i < kWindows; ++i) {
+    const uint64_t offset = 8192 + i * kBufferBytes;
+    buffer(10 + i, offset);
+    std::memset(device->shared_memory()->host + offset, 0x55, kBufferBytes);
+    commands.create(1 + i).title(1 + i, fmt::format("w{}", i).c_str()).attach(1 + i, 10 + i);
+  }
+  ASSERT_EQ(submit(commands.create(20).title(20, "empty")), kOk);
+  for (FakeFrontend* frontend : {&holder, &other}) {
+    ASSERT_NE(find(*frontend, "empty"), 0U);
+    while (frontend->buffers.size() < kWindows) ASSERT_TRUE(frontend->receive());
+  }
+  (void)guest->start_poll(kContext, 0, 1);
+
+  guest->transport().reset();
+
+  // The guest's memory is gone at once, whoever looks.
+  EXPECT_EQ(counter(device->counters().contexts), 0U);
+  EXPECT_EQ(counter(ledger().live.buffers), 0U);
+  EXPECT_EQ(counter(ledger().live.bytes), 0U);
+  for (uint64_t i = 0; i < 8192 + kWindows * kBufferBytes; ++i)
+    ASSERT_EQ(device->shared_memory()->host[i], 0) << "at " << i;
+  for (FakeFrontend* frontend : {&holder, &other})
+    while (frontend->surfaces_gone.size() < kWindows + 1 || frontend->gone.size() < kWindows)
+      ASSERT_TRUE(frontend->receive());
+  // What a frontend still maps is the ledger's, until it lets go.
+  EXPECT_EQ(counter(ledger().orphan.buffers), kWindows);
+  for (const gui::BufferGone& gone : holder.gone) holder.unmap({gone.buffer, gone.generation});
+  EXPECT_TRUE(eventually([&] { return counter(ledger().orphan.buffers) == 0; }));
+  EXPECT_TRUE(eventually([&] { return counter(ledger().freeing.buffers) == 0; }));
+  EXPECT_EQ(counter(ledger().orphan.bytes), 0U);
+  EXPECT_EQ(counter(ledger().revoked.buffers), 0U);
+  EXPECT_EQ(counter(ledger().leaked.buffers), 0U);
+}
+
 TEST_F(GpuWindow, stopping_the_queue_gives_a_held_poll_back) {
   const uint16_t head = guest->start_poll(kContext, 0, 1);
   EXPECT_FALSE(guest->poll_answer(head, kNot));
