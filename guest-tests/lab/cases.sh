@@ -1,6 +1,6 @@
 # The Linux tier's cases, run from the repository's root (or its copy in the lab) by run-tests.
-# busybox sh, since the lab has nothing else. $LETHE: the program; $PROBE: memory_probe; $SHOT:
-# lethe-shot; $FONT: of the guest's console; $OUT: the results' folder.
+# busybox sh, since the lab has nothing else. $LETHE: the program; $PROBE: memory_probe;
+# $FONT: of the guest's console; $OUT: the results' folder.
 # shellcheck shell=sh
 set -u
 export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-/tmp}"
@@ -136,13 +136,14 @@ start_screen() { # start_screen NAME
   done
 }
 steps() { # steps FILE
-  timeout -s KILL 480 "$SHOT" "$name" --steps "guest-tests/lab/screen/$1.json" --font "$FONT" \
+  # As a user does it: `lethe shot` becomes lethe-shot, which is beside it.
+  timeout -s KILL 480 "$LETHE" shot "$name" --steps "guest-tests/lab/screen/$1.json" --font "$FONT" \
     --out "$OUT/$name" >>"$log.steps" 2>&1 && return 0
   echo "FAIL $name: $1.json:"
   cat "$log.steps"
   # What a frontend that comes now sees, and what the VM has counted.
   for window in terminal clock; do
-    timeout -s KILL 20 "$SHOT" "$name" "$OUT/$name/late-$window.png" --window $window --wait-ms 3000
+    timeout -s KILL 20 "$LETHE" shot "$name" "$OUT/$name/late-$window.png" --window $window --wait-ms 3000
   done
   "$LETHE" stats "$name" --json >"$log.stats"
   return 1

@@ -64,6 +64,11 @@ constexpr std::string_view kSshKeys =
     "ExecStartPre=/usr/bin/ssh-keygen -A\n"
     "ExecStartPre=/usr/sbin/sshd -t\n";
 
+// systemd-networkd would have the kernel load all of Wi-Fi: seconds of a slow guest's start.
+constexpr std::string_view kModprobe =
+    "# A guest has no radio.\n"
+    "alias net-pf-16-proto-16-family-nl80211 off\n";
+
 // No OpenGL: the machine's gpu has none, and X would look for it.
 constexpr std::string_view kXorg =
     "Section \"Device\"\n"
@@ -182,6 +187,7 @@ std::vector<RecipeFile> image_files(const ImageOptions& options) {
   std::vector<RecipeFile> files = {
       file("etc/fstab", kFstab),
       file("etc/systemd/network/80-ether.network", kNetwork),
+      file("etc/modprobe.d/lethe.conf", kModprobe),
       file("etc/initramfs-tools/conf.d/lethe", kInitramfsConf),
       {"etc/initramfs-tools/hooks/lethe", std::string(kInitramfsHook), true},
       file("usr/lib/systemd/user/lethe-agent.service", kLetheAgentUnit),
@@ -225,6 +231,7 @@ std::string image_config(const ImageOptions& options) {
       "kernel = {4}\n"
       "initrd = {5}\n"
       "cmdline = \"console=ttyS0 root=LABEL={6} rw quiet\"\n"
+      "stop_timeout_ms = 60000   # systemd's services may take their time to end\n"
       "\n"
       "[[disk]]\n"
       "path = {7}\n",

@@ -1,9 +1,12 @@
 // What `lethe image` accepts, puts into an image, and says of failures: nothing here runs a tool.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <pty.h>
+#include <re2/re2.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -154,6 +157,33 @@ TEST(ImageRecipeTest, hands_words_to_scripts_as_variables_never_as_text) {
   EXPECT_THAT(hook_environment({.out = "a", .hostname = "web", .password = "$(id)"}, "key\n"),
               testing::ElementsAre("LETHE_IMAGE_HOSTNAME=web", "LETHE_IMAGE_PASSWORD=$(id)",
                                    "LETHE_IMAGE_SSH_KEYS=key\n", "LETHE_IMAGE_DESKTOP="));
+}
+
+// The agent's own unit file is among them.
+TEST(ImageRecipeTest, its_units_are_good_to_systemd) {
+  if (find_program("systemd-analyze").empty())
+    GTEST_SKIP() << "SKIPPED: systemd-analyze is not here";
+  auto made = ScratchDirectory::create(testing::TempDir() + "image-units-", 0700);
+  ASSERT_TRUE(made);
+  size_t units = 0;
+  for (RecipeFile file : image_files({.out = "a", .desktop = true})) {
+    const std::filesystem::path path(file.path);
+    const bool user = file.path.find("systemd/user/") != std::string::npos;
+    if (path.extension() != ".service" && path.extension() != ".target") continue;
+    ++units;
+    // What they start is in the image only.
+    re2::RE2::Replace(&file.text, "ExecStart=\\S+", "ExecStart=/bin/true");
+    const std::string unit = made->path() + "/" + path.filename().string();
+    ASSERT_TRUE(write_file(unit, file.text, 0644));
+    const std::string command = fmt::format(
+        "XDG_RUNTIME_DIR={0} systemd-analyze verify --man=no --recursive-errors=no {1} {2} "
+        ">{0}/said 2>&1",
+        made->path(), user ? "--user" : "", unit);
+    EXPECT_EQ(std::system(command.c_str()), 0) << file.path;
+    std::ifstream said(made->path() + "/said");
+    EXPECT_EQ((std::string{std::istreambuf_iterator<char>(said), {}}), "") << file.path;
+  }
+  EXPECT_EQ(units, 3U);
 }
 
 TEST(ImageFailureTest, names_the_way_out_of_what_is_known) {
