@@ -136,7 +136,8 @@ std::vector<std::string> names_in(int directory) {
 // Removes what a process left there, but for the lock. Only plain names: sockets.
 void remove_sockets(int directory) {
   for (const std::string& name : names_in(directory))
-    if (name.ends_with(".sock") || name.starts_with("vsock.sock_")) ::unlinkat(directory, name.c_str(), 0);
+    if (name.ends_with(".sock") || name.starts_with("vsock.sock_"))
+      ::unlinkat(directory, name.c_str(), 0);
 }
 
 // Who holds the lock of a VM's directory, or no one.
