@@ -1,6 +1,6 @@
 # The Linux tier's cases, run from the repository's root (or its copy in the lab) by run-tests.
 # busybox sh, since the lab has nothing else. $LETHE: the program; $PROBE: memory_probe;
-# $FONT: of the guest's console; $OUT: the results' folder.
+# $VSOCK_HOST: vsock_host; $FONT: of the guest's console; $OUT: the results' folder.
 # shellcheck shell=sh
 set -u
 export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-/tmp}"
@@ -203,6 +203,32 @@ windows() {
   end_screen windows
 }
 
+# A stock kernel's sockets: 100 streams each way at once, every byte compared.
+vsock() {
+  log=$OUT/linux-vsock.log
+  timeout -s KILL 240 "$LETHE" run guest-tests/lab/signals/linux-vsock.toml \
+    </dev/null >"$log" 2>&1 &
+  lethe_pid=$!
+  code=0
+  if ! wait_for "$log" "vsock_peer: ready" 120; then
+    echo "FAIL linux-vsock: the guest never listened"
+    code=1
+  elif ! timeout -s KILL 120 "$VSOCK_HOST" \
+    "$XDG_RUNTIME_DIR/lethe/linux-vsock/vsock.sock" 100 16384 >"$log.host" 2>&1; then
+    echo "FAIL linux-vsock: the host's side:"
+    tail -n 10 "$log.host"
+    code=1
+  fi
+  [ $code = 0 ] || kill -KILL $lethe_pid
+  wait $lethe_pid || code=$?
+  if [ $code != 0 ] || ! grep -q "lethe-test: vsock: passed" "$log"; then
+    echo "FAIL linux-vsock: exit code $code; the end of its console:"
+    tail -n 20 "$log"
+    return 1
+  fi
+  echo "PASS linux-vsock: $(sed -n 's/^vsock_peer: //p' "$log.host")"
+}
+
 # $CASES, if given, are the only ones.
 wanted() { # wanted CASE
   [ -z "${CASES:-}" ] && return 0
@@ -220,6 +246,7 @@ run powerbutton power_button
 run snapshot snapshot
 run screen screen
 run windows windows
+run vsock vsock
 run memory memory_return discard 90 true --set memory.policy=discard
 run memory memory_return pull 95 "$LETHE reclaim linux-memory all" --set memory.policy=discard \
   --set balloon.free_page_reporting=false --set memory.size=1G
