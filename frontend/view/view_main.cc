@@ -129,12 +129,15 @@ Result<> start_sdl() {
   SDL_SetHint(SDL_HINT_VIDEO_X11_NET_WM_BYPASS_COMPOSITOR, "0");
   SDL_SetHint(SDL_HINT_MOUSE_FOCUS_CLICKTHROUGH, "1");
   SDL_SetHint(SDL_HINT_APP_NAME, "lethe-view");
+  // Before, since SDL_Quit() puts back what it found, and then reads what errors are left; and
+  // after, since SDL_Init() puts its own in front.
+  previous_x_errors = XSetErrorHandler(on_x_error);
   const bool on = SDL_Init(SDL_INIT_VIDEO) == 0;
   const char* driver = on ? SDL_GetCurrentVideoDriver() : "";
   const bool shows = std::strcmp(driver, "offscreen") != 0 && std::strcmp(driver, "dummy") != 0;
   if (on && (shows || std::getenv("SDL_VIDEODRIVER") != nullptr)) {
     SDL_EnableScreenSaver();
-    previous_x_errors = XSetErrorHandler(on_x_error);
+    (void)XSetErrorHandler(on_x_error);
     return {};
   }
   return host_error(
