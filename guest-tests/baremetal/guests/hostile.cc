@@ -175,6 +175,10 @@ Target& input_target() {
   static Target target("input", VIRTIO_ID_INPUT, 1);
   return target.find();
 }
+Target& vsock_target() {
+  static Target target("vsock", VIRTIO_ID_VSOCK, 1);
+  return target.find();
+}
 
 void run_attacks(Target& target, const Attack* attacks, size_t count) {
   for (size_t i = 0; i < count; ++i) {
@@ -222,6 +226,7 @@ void guest_main() {
       {"rings-report", [] { rings(report_target()); }},
       {"rings-gpu", [] { rings(gpu_target()); }, true},
       {"rings-input", [] { rings(input_target()); }, true},
+      {"rings-vsock", [] { rings(vsock_target()); }, true},
       {"indirect-blk", [] { indirect(blk_target()); }},
       {"indirect-rng", [] { indirect(rng_target()); }},
       {"indirect-console", [] { indirect(console_target()); }},
@@ -229,6 +234,7 @@ void guest_main() {
       {"indirect-report", [] { indirect(report_target()); }},
       {"indirect-gpu", [] { indirect(gpu_target()); }, true},
       {"indirect-input", [] { indirect(input_target()); }, true},
+      {"indirect-vsock", [] { indirect(vsock_target()); }, true},
       {"setup-blk", [] { setup(blk_target()); }},
       {"setup-rng", [] { setup(rng_target()); }},
       {"setup-console", [] { setup(console_target()); }},
@@ -236,6 +242,7 @@ void guest_main() {
       {"setup-report", [] { setup(report_target()); }},
       {"setup-gpu", [] { setup(gpu_target()); }, true},
       {"setup-input", [] { setup(input_target()); }, true},
+      {"setup-vsock", [] { setup(vsock_target()); }, true},
       {"doorbells-blk", [] { doorbells(blk_target()); }},
       {"doorbells-rng", [] { doorbells(rng_target()); }},
       {"doorbells-console", [] { doorbells(console_target()); }},
@@ -243,6 +250,7 @@ void guest_main() {
       {"doorbells-report", [] { doorbells(report_target()); }},
       {"doorbells-gpu", [] { doorbells(gpu_target()); }, true},
       {"doorbells-input", [] { doorbells(input_target()); }, true},
+      {"doorbells-vsock", [] { doorbells(vsock_target()); }, true},
       {"registers-blk", [] { registers(blk_target()); }},
       {"registers-rng", [] { registers(rng_target()); }},
       {"registers-console", [] { registers(console_target()); }},
@@ -250,6 +258,7 @@ void guest_main() {
       {"registers-report", [] { registers(report_target()); }},
       {"registers-gpu", [] { registers(gpu_target()); }, true},
       {"registers-input", [] { registers(input_target()); }, true},
+      {"registers-vsock", [] { registers(vsock_target()); }, true},
       {"config-space", [] { config_space(blk_target()); }},
       {"config-window", [] { config_window(blk_target()); }},
       {"msix", [] { msix(blk_target()); }},

@@ -22,8 +22,8 @@ enum Outcome : unsigned {
 inline constexpr unsigned kRefused = kNeedsReset | kStatusError;
 
 // A device under attack: block, rng, the console's transmit queue, the balloon's inflate or
-// reporting queue, the GPU's control queue, an input device's status queue. `features` are what the
-// queue needs, indirect descriptors aside.
+// reporting queue, the GPU's control queue, an input device's status queue, vsock's
+// transmit queue. `features` are what the queue needs, indirect descriptors aside.
 class Target {
  public:
   Target(const char* name, unsigned virtio_id, uint16_t queue_index, uint64_t features = 0)
@@ -77,6 +77,7 @@ Target& inflate_target();
 Target& report_target();
 Target& gpu_target();
 Target& input_target();
+Target& vsock_target();
 
 struct Attack {
   const char* name;
