@@ -28,10 +28,11 @@ class FakeTarget final : public ApiTarget {
   [[nodiscard]] Result<> power_button() override { return run("button"); }
   [[nodiscard]] Result<> reset() override { return run("reset"); }
   [[nodiscard]] Result<> kill() override { return run("killed"); }
-  [[nodiscard]] Result<SnapshotEnd> snapshot(const std::string& dir, bool stop) override {
-    if (refuse) return host_error("snapshot '{}' is there already", dir);
+  void snapshot(const std::string& dir, bool stop,
+                std::function<void(const Result<SnapshotEnd>&)> done) override {
+    if (refuse) return done(host_error("snapshot '{}' is there already", dir));
     word = stop ? "snapshot, stopped" : "snapshot";
-    return SnapshotEnd{.memory_bytes = 4096, .disk_bytes = 8192, .paused_ms = 1.5};
+    done(SnapshotEnd{.memory_bytes = 4096, .disk_bytes = 8192, .paused_ms = 1.5});
   }
   [[nodiscard]] Events& events() override { return hub; }
   void refresh(std::function<void()> done) override { done(); }

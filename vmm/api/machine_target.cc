@@ -60,14 +60,40 @@ Result<> MachineTarget::resume() {
   return {};
 }
 
-Result<SnapshotEnd> MachineTarget::snapshot(const std::string& dir, bool stop) {
-  LETHE_TRY(check_not_stopping());
-  LETHE_TRY_ASSIGN(const SnapshotReport report, take_snapshot(x_machine, x_config, dir, stop));
-  x_events.publish("snapshot", {{"dir", dir}});
-  if (stop) x_run.end_soon(Ending::kForced);
-  return SnapshotEnd{.memory_bytes = report.memory_bytes,
-                     .disk_bytes = report.disk_bytes,
-                     .paused_ms = report.paused_ms};
+MachineTarget::~MachineTarget() {
+  if (x_committer.joinable()) x_committer.join();
+}
+
+// Memory and state are written while the guest stands still; the disk may take its time while it
+// runs on, and so does this loop.
+void MachineTarget::snapshot(const std::string& dir, bool stop,
+                             std::function<void(const Result<SnapshotEnd>&)> done) {
+  if (const auto good = check_not_stopping(); !good) return done(Unexpected(good.error()));
+  if (x_committer.joinable()) return done(host_error("another snapshot is being written"));
+  const bool was_paused = x_machine.paused();
+  auto saved = save_machine(x_machine, x_config, dir, stop);
+  if (!saved) return done(Unexpected(saved.error()));
+  const auto finish = [this, dir, stop, was_paused,
+                       done = std::move(done)](const Result<SnapshotReport>& report) {
+    x_committer.join();
+    if (!report) {
+      if (stop && !was_paused) x_machine.resume();
+      return done(Unexpected(report.error()));
+    }
+    x_events.publish("snapshot", {{"dir", dir}});
+    if (stop) x_run.end_soon(Ending::kForced);
+    done(SnapshotEnd{.memory_bytes = report->memory_bytes,
+                     .disk_bytes = report->disk_bytes,
+                     .paused_ms = report->paused_ms});
+  };
+  x_committer = std::thread([&loop = x_loop, weak = std::weak_ptr(x_alive), finish,
+                             saved = std::make_shared<SavedMachine>(std::move(*saved))]() mutable {
+    auto report = saved->commit();
+    saved.reset();  // what is left of a failure goes before anybody is told
+    loop.post([weak, finish, report = std::move(report)] {
+      if (!weak.expired()) finish(report);
+    });
+  });
 }
 
 Result<> MachineTarget::power_button() {

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <memory>
 #include <set>
+#include <thread>
 
 #include "vmm/api/vm_api.h"
 #include "vmm/machine.h"
@@ -41,13 +42,17 @@ class MachineTarget final : public ApiTarget {
         x_run(run),
         x_events(events) {}
 
+  // Waits for the disk, if a snapshot is on its way there.
+  ~MachineTarget() override;
+
   [[nodiscard]] VmState state() override;
   [[nodiscard]] Result<> pause() override;
   [[nodiscard]] Result<> resume() override;
   [[nodiscard]] Result<> power_button() override;
   [[nodiscard]] Result<> reset() override;
   [[nodiscard]] Result<> kill() override;
-  [[nodiscard]] Result<SnapshotEnd> snapshot(const std::string& dir, bool stop) override;
+  void snapshot(const std::string& dir, bool stop,
+                std::function<void(const Result<SnapshotEnd>&)> done) override;
   [[nodiscard]] Events& events() override { return x_events; }
   void refresh(std::function<void()> done) override;
   void report_metrics(MetricSink& sink) override;
@@ -87,6 +92,8 @@ class MachineTarget final : public ApiTarget {
   Events& x_events;
   std::set<std::shared_ptr<Wait>> x_waits;
   std::set<std::shared_ptr<Pull>> x_pulls;
+  std::shared_ptr<bool> x_alive = std::make_shared<bool>(true);  // for what is posted
+  std::thread x_committer;  // waits for the disk to take a snapshot
   // One picture at a time; made on a thread of its own, which is there when it was first needed.
   std::function<void(Result<std::string>)> x_picture_done;
   std::unique_ptr<IoThread> x_painter;

@@ -26,12 +26,14 @@ void post_snapshot(const ApiCall& call) {
     }
   }
   if (dir.empty()) return call.refuse(400, "'dir' is missing: an absolute path");
-  const auto taken = call.target.snapshot(dir, stop);
-  if (!taken) return call.refuse(409, taken.error().text);
-  call.answer({{"dir", dir},
-               {"memory_bytes", taken->memory_bytes},
-               {"disk_bytes", taken->disk_bytes},
-               {"paused_ms", taken->paused_ms}});
+  // Of the copy only the reply is used: the request is gone by then.
+  call.target.snapshot(dir, stop, [later = call, dir](const Result<SnapshotEnd>& taken) {
+    if (!taken) return later.refuse(409, taken.error().text);
+    later.answer({{"dir", dir},
+                  {"memory_bytes", taken->memory_bytes},
+                  {"disk_bytes", taken->disk_bytes},
+                  {"paused_ms", taken->paused_ms}});
+  });
 }
 
 }  // namespace lethe

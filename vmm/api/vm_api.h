@@ -120,9 +120,12 @@ class ApiTarget {
   // Both happen soon after this has returned: a new machine, or the end of the run.
   [[nodiscard]] virtual Result<> reset() = 0;
   [[nodiscard]] virtual Result<> kill() = 0;
-  // Saves the VM as the new directory `dir`, an absolute path; `stop`: it ends then, soon after
-  // this has returned, and does not run in between. Error: one line; the VM runs on.
-  [[nodiscard]] virtual Result<SnapshotEnd> snapshot(const std::string& dir, bool stop) = 0;
+  // Saves the VM as the new directory `dir`, an absolute path; `stop`: it does not run on, and ends
+  // soon after `done`. That runs once, when the snapshot is safe on the disk or has failed, on the
+  // main loop, perhaps before this returns, and not after the machine's end. Error: one line; the
+  // VM is as it was.
+  virtual void snapshot(const std::string& dir, bool stop,
+                        std::function<void(const Result<SnapshotEnd>&)> done) = 0;
   [[nodiscard]] virtual Events& events() = 0;
   // Asks the guest for its statistics, if the last ones are old; `done` runs on the main loop when
   // they are there, or soon, perhaps before this returns.

@@ -104,6 +104,27 @@ TEST_F(VmApi, the_run_is_driven) {
   EXPECT_EQ(x_target.word, "");
 }
 
+TEST_F(VmApi, a_snapshot_is_taken_where_the_client_says) {
+  const ClientAnswer answer = ask("POST", "/snapshot", R"({"dir":"/tmp/a b","stop":true})");
+  EXPECT_EQ(answer.status, 200u);
+  EXPECT_EQ(answer.body,
+            "{\"dir\":\"/tmp/a b\",\"memory_bytes\":4096,\"disk_bytes\":8192,\"paused_ms\":"
+            "1.5E0}\n");
+  EXPECT_EQ(x_target.word, "snapshot, stopped");
+  EXPECT_EQ(ask("POST", "/snapshot", R"({"dir":"/tmp/s"})").status, 200u);
+  EXPECT_EQ(x_target.word, "snapshot");
+  x_target.word = "";
+  for (const char* body :
+       {R"({"dir":"tmp/s"})", R"({"dir":7})", R"({"dir":""})", R"({"dir":"/tmp/s\u0000x"})"})
+    expect_refused(400, "POST", "/snapshot", body, "'dir' must be an absolute path");
+  expect_refused(400, "POST", "/snapshot", "{}", "'dir' is missing");
+  expect_refused(400, "POST", "/snapshot", R"({"dir":"/s","stop":1})", "must be true or false");
+  expect_refused(400, "POST", "/snapshot", R"({"dri":"/s"})", "'dri' can't be set");
+  x_target.refuse = true;
+  expect_refused(409, "POST", "/snapshot", R"({"dir":"/tmp/s"})", "is there already");
+  EXPECT_EQ(x_target.word, "");
+}
+
 TEST_F(VmApi, tells_metrics_in_two_forms) {
   EXPECT_EQ(ask("GET", "/stats").body,
             "{\"a\":{\"b_total\":{\"v\":7}},\"decisions\":[{\"age_s\":1.2,\"text\":\"pool to 64 "

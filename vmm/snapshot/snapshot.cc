@@ -81,8 +81,8 @@ Result<SnapshotReport> write_snapshot(Machine& machine, const VmConfig& config,
 
 }  // namespace
 
-Result<SnapshotReport> take_snapshot(Machine& machine, const VmConfig& config,
-                                     const std::string& dir, bool stay_paused) {
+Result<SavedMachine> save_machine(Machine& machine, const VmConfig& config, const std::string& dir,
+                                  bool stay_paused) {
   LETHE_TRY_ASSIGN(SnapshotWriter writer, SnapshotWriter::create(dir));
   const bool was_paused = machine.paused();
   const auto start = std::chrono::steady_clock::now();
@@ -90,16 +90,15 @@ Result<SnapshotReport> take_snapshot(Machine& machine, const VmConfig& config,
   auto report = write_snapshot(machine, config, writer);
   machine.thaw();
   if (!was_paused && (!stay_paused || !report)) machine.resume();
-  const double paused_ms = ms_since(start);
-  if (!report) return report;
-  // What the disk has yet to take keeps nobody waiting but the caller.
-  if (const auto committed = writer.commit(); !committed) {
-    if (!was_paused) machine.resume();
-    return Unexpected(committed.error());
-  }
-  report->disk_bytes = writer.disk_bytes();
-  report->paused_ms = paused_ms;
-  return report;
+  if (!report) return Unexpected(report.error());
+  report->paused_ms = ms_since(start);
+  return SavedMachine(std::move(writer), *report);
+}
+
+Result<SnapshotReport> SavedMachine::commit() {
+  LETHE_TRY(x_writer.commit());
+  x_report.disk_bytes = x_writer.disk_bytes();
+  return x_report;
 }
 
 void save_config(const VmConfig& config, StateWriter& to) {

@@ -1,6 +1,6 @@
 // Snapshots of a machine: docs/snapshot.md.
 //
-// Threading: the main thread.
+// Threading: the main thread, but for SavedMachine::commit().
 #pragma once
 
 #include <cstdint>
@@ -24,11 +24,25 @@ struct SnapshotReport {
   double paused_ms = 0;       // how long the guest stood still
 };
 
-// Saves the machine, of whose config `config` is, as the directory `dir` (absolute, new). The
-// machine is paused for it, and runs on afterwards if it ran before and `stay_paused` is not set;
-// also when this fails: then there is nothing at `dir`, and the error says why in one line.
-[[nodiscard]] Result<SnapshotReport> take_snapshot(Machine& machine, const VmConfig& config,
-                                                   const std::string& dir, bool stay_paused);
+// A machine that was saved, but is not safe on the disk yet and has no name there. Destroyed
+// without commit() it leaves nothing.
+class SavedMachine {
+ public:
+  SavedMachine(SnapshotWriter writer, const SnapshotReport& report)
+      : x_writer(std::move(writer)), x_report(report) {}
+  // Takes as long as the disk does; any thread. The error is one line.
+  [[nodiscard]] Result<SnapshotReport> commit();
+
+ private:
+  SnapshotWriter x_writer;
+  SnapshotReport x_report;
+};
+
+// Saves the machine, of whose config `config` is, on the way to become the directory `dir`
+// (absolute, new). The machine is paused for it, and runs on afterwards if it ran before and
+// `stay_paused` is not set; also when this fails: the error says why in one line.
+[[nodiscard]] Result<SavedMachine> save_machine(Machine& machine, const VmConfig& config,
+                                                const std::string& dir, bool stay_paused);
 
 struct RestoreOptions {
   std::string name;            // run under this name; empty: the config's
