@@ -157,6 +157,51 @@ TEST_F(GuiTest, the_screen_and_its_input) {
   EXPECT_EQ(x_vm.wait_for_end(), 0);
 }
 
+TEST_F(GuiTest, a_restored_vm_shows_the_same_picture_and_its_windows_go_on) {
+  ASSERT_NO_FATAL_FAILURE(start_demo());
+  const std::string dir = x_dir + "/snapshot";
+  {
+    FakeFrontend frontend = FakeFrontend::connect(socket_path());
+    const uint64_t boat = surface_named(frontend, "Lethe demo: boat");
+    ASSERT_NE(boat, 0U);
+    click(frontend, boat, 40, 50);
+    EXPECT_TRUE(x_vm.says_soon("click in window 2 at 40,50: colour 1"));
+    Program save({program_folder() / "lethe", "snapshot", "vm", dir, "--stop"}, x_dir + "/save");
+    ASSERT_EQ(save.wait_for_end(), 0) << save.said();
+    EXPECT_EQ(x_vm.wait_for_end(), 6);
+  }
+  int keys[2];
+  ASSERT_EQ(pipe2(keys, O_CLOEXEC), 0);
+  x_vm = Program({program_folder() / "lethe", "restore", dir}, x_dir + "/again", keys[0]);
+  close(keys[0]);
+  ASSERT_TRUE(soon([&] { return access(socket_path().c_str(), F_OK) == 0; })) << x_vm.said();
+  FakeFrontend frontend = FakeFrontend::connect(socket_path());
+  const uint64_t river = surface_named(frontend, "Lethe demo: river");
+  const uint64_t boat = surface_named(frontend, "Lethe demo: boat");
+  ASSERT_TRUE(river != 0 && boat != 0) << x_vm.said();
+  EXPECT_EQ(pixels_of(frontend, river), window_picture("RIVER", 0));
+  EXPECT_EQ(pixels_of(frontend, boat), window_picture("BOAT", 1));
+  uint64_t screen = 0;
+  ASSERT_TRUE(receive_until(frontend, [&] {
+    for (const auto& [id, surface] : frontend.surfaces)
+      if (surface.kind == 0 && frontend.frames.contains(id)) screen = id;
+    return screen != 0;
+  }));
+  std::vector<uint32_t> expected(picture::kScreenWidth * picture::kScreenHeight);
+  picture::screen({expected.data(), picture::kScreenWidth, picture::kScreenHeight});
+  EXPECT_EQ(pixels_of(frontend, screen), expected);
+  const uint64_t before = frontend.frames.at(boat).frame;
+  click(frontend, boat, 5, 6);
+  EXPECT_TRUE(x_vm.says_soon("click in window 2 at 5,6: colour 2"));
+  EXPECT_TRUE(receive_until(frontend, [&] { return frontend.frames.at(boat).frame > before; }));
+  EXPECT_EQ(pixels_of(frontend, boat), window_picture("BOAT", 2));
+  click(frontend, screen, 10, 10);
+  EXPECT_TRUE(x_vm.says_soon("click on the screen, button 272"));
+  type(frontend, screen, KEY_ESC);
+  EXPECT_EQ(x_vm.wait_for_end(), 0);
+  close(keys[1]);
+}
+
 TEST_F(GuiTest, windows_are_closed_moved_and_resized_by_the_user) {
   ASSERT_NO_FATAL_FAILURE(start_demo());
   FakeFrontend frontend = FakeFrontend::connect(socket_path());

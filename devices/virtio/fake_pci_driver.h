@@ -39,6 +39,11 @@ class FakeVirtioDevice : public VirtioDevice {
     if (on_kicked) on_kicked(index);
   }
 
+  [[nodiscard]] Result<> can_save() const override {
+    if (cannot_save == nullptr) return {};
+    return host_error("{}", cannot_save);
+  }
+
   // Changes the configuration, from any thread. The caller tells the transport.
   void set_config(uint32_t offset, std::span<const uint8_t> from) { write_config(offset, from); }
 
@@ -50,6 +55,7 @@ class FakeVirtioDevice : public VirtioDevice {
   std::map<uint16_t, std::unique_ptr<Queue>> queues;
   std::map<uint16_t, const EventFd*> kicks;
   int resets = 0;
+  const char* cannot_save = nullptr;          // why, if so
   int served_queue = -1;                      // the queue whose kicks it serves itself
   std::function<void(uint16_t)> on_kicked;    // called in kicked()
   std::function<void()> on_reset;             // called first in reset() and in stop_queue()

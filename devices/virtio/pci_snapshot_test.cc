@@ -234,6 +234,19 @@ TEST_F(PciSnapshotTest, a_driver_half_way_through_its_steps_goes_on) {
   EXPECT_FALSE(other.transport->queue_live(2));
 }
 
+TEST_F(PciSnapshotTest, a_device_that_can_not_be_saved_says_why_and_goes_on) {
+  ASSERT_TRUE(driver->bring_up());
+  device->cannot_save = "it is not the time";
+  machine.pci->freeze();
+  const auto possible = machine.pci->can_save();
+  ASSERT_FALSE(possible);
+  EXPECT_EQ(possible.error().text, "it is not the time");
+  device->cannot_save = nullptr;
+  EXPECT_TRUE(machine.pci->can_save());
+  machine.pci->thaw();
+  EXPECT_EQ(device->queues.size(), 3U);
+}
+
 TEST_F(PciSnapshotTest, features_that_are_not_on_offer_are_refused) {
   ASSERT_TRUE(driver->bring_up());
   const auto state = freeze_and_save();

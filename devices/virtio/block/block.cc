@@ -148,14 +148,14 @@ void BlockDevice::reset() {
 }
 
 void BlockDevice::save(StateWriter& to) {
-  to.number(x_config.capacity);
+  to.number(sectors());
   x_thread.run_and_wait([&] { x_io->save(to); });
 }
 
 Result<> BlockDevice::restore(StateReader& from) {
-  const auto sectors = from.number<uint64_t>();
-  if (from.ok() && sectors != x_config.capacity)
-    from.fail(fmt::format("the disk had {} sectors and has {} now", sectors, x_config.capacity));
+  const auto before = from.number<uint64_t>();
+  if (from.ok() && before != sectors())
+    from.fail(fmt::format("the disk had {} sectors and has {} now", before, sectors()));
   x_thread.run_and_wait([&] { x_io->restore(from); });
   return from.check();
 }

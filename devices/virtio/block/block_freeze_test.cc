@@ -207,6 +207,18 @@ TEST(BlockFreezeTest, a_disk_of_another_size_is_refused) {
       << moved.error().text;
 }
 
+TEST(BlockFreezeTest, rate_limits_and_a_size_that_have_changed_go_on) {
+  const TempDisk disk(8192);
+  MovingDisk moving({.path = disk.path(), .iops_max = 7});
+  moving.device->set_rates({.iops_max = 0, .bandwidth_max = 12345678});
+  ASSERT_TRUE(moving.device->resize(16384));
+  moving.guest->freeze();
+  ASSERT_TRUE(moving.move(moving.guest->save()));
+  EXPECT_EQ(moving.device->rates().iops_max, 0u);
+  EXPECT_EQ(moving.device->rates().bandwidth_max, 12345678u);
+  EXPECT_EQ(moving.device->sectors(), 32u);
+}
+
 TEST(BlockFreezeTest, a_debt_from_a_file_is_bounded) {
   TokenBucket bucket(100);
   bucket.set_debt(10);
@@ -218,6 +230,8 @@ TEST(BlockFreezeTest, a_debt_from_a_file_is_bounded) {
   moving.guest->freeze();
   StateWriter hostile;
   hostile.number(uint64_t{8});
+  hostile.number(uint64_t{1000});
+  hostile.number(kChainBytesMax);
   hostile.number(UINT64_MAX);
   hostile.number(UINT64_MAX);
   ASSERT_TRUE(moving.move(hostile.take()));

@@ -126,11 +126,17 @@ void BlockIo::stop_all() {
 }
 
 void BlockIo::save(StateWriter& to) const {
+  to.number(x_rates.iops_max);
+  to.number(x_rates.bandwidth_max);
   to.number(x_requests.debt());
   to.number(x_bytes.debt());
 }
 
 void BlockIo::restore(StateReader& from) {
+  BlockRates rates;
+  rates.iops_max = from.number<uint64_t>();
+  rates.bandwidth_max = from.number<uint64_t>();
+  if (from.ok()) set_rates(rates);
   x_requests.set_debt(std::min(from.number<uint64_t>(), uint64_t{1}));
   x_bytes.set_debt(std::min(from.number<uint64_t>(), kChainBytesMax));  // of one request at most
 }

@@ -68,7 +68,7 @@ class BlockIo {
   // cancelled is dropped, not answered: done again later, it does no harm.
   void stop_queue(uint16_t index);
   void stop_all();
-  // The rate limits' state.
+  // The rate limits, which may have changed since the config, and their state.
   void save(StateWriter& to) const;
   void restore(StateReader& from);
 

@@ -4,6 +4,12 @@
 #include "devices/virtio/gpu/gpu_work.h"
 
 namespace lethe {
+namespace {
+
+// Of a file: whoever counts on from there never comes to the end.
+constexpr uint64_t kSerialsMax = UINT64_MAX / 2;
+
+}  // namespace
 
 // --- polls
 
@@ -79,6 +85,7 @@ std::set<uint64_t> GpuWork::restore_contexts(StateReader& from) {
   x_serials = from.number<uint64_t>();
   const auto count = from.number<uint32_t>();
   if (count > kContextsMax) from.fail("more contexts than there can be");
+  if (x_serials > kSerialsMax) from.fail("contexts are numbered beyond all that was ever made");
   for (uint32_t i = 0; i < count && from.ok(); ++i) {
     const auto id = from.number<uint32_t>();
     const auto serial = from.number<uint64_t>();

@@ -292,6 +292,10 @@ TEST_F(GpuSnapshot, any_state_from_a_file_is_refused_or_harmless) {
   ASSERT_TRUE(guest->transport().move_to(*other.device, state));
   guest->transport().thaw();
   EXPECT_EQ(submit(Commands().damage(7, 2)), kOk);
+  // Events and whether sizes changed; then the last serial given.
+  auto serials = state;
+  for (size_t i = 5; i < 13; ++i) serials[i] = 0xff;
+  EXPECT_FALSE(guest->transport().move_to(*other.device, serials));
   leave();
 }
 
