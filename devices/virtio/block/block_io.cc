@@ -125,22 +125,6 @@ void BlockIo::stop_all() {
   x_host = nullptr;
 }
 
-void BlockIo::save(StateWriter& to) const {
-  to.number(x_rates.iops_max);
-  to.number(x_rates.bandwidth_max);
-  to.number(x_requests.debt());
-  to.number(x_bytes.debt());
-}
-
-void BlockIo::restore(StateReader& from) {
-  BlockRates rates;
-  rates.iops_max = from.number<uint64_t>();
-  rates.bandwidth_max = from.number<uint64_t>();
-  if (from.ok()) set_rates(rates);
-  x_requests.set_debt(std::min(from.number<uint64_t>(), uint64_t{1}));
-  x_bytes.set_debt(std::min(from.number<uint64_t>(), kChainBytesMax));  // of one request at most
-}
-
 // Works until there is nothing left to do, then asks for kicks and for the ring's wakings.
 void BlockIo::pump() {
   x_ring->disarm();
@@ -244,42 +228,6 @@ void BlockIo::begin(uint16_t index, Chain chain) {
     return;
   }
   if (!held_back(request)) run_admitted(request);
-}
-
-bool BlockIo::limited() const { return x_rates.iops_max != 0 || x_rates.bandwidth_max != 0; }
-
-// Whether the rate limit has the request wait: then it is what x_held is.
-bool BlockIo::held_back(BlockRequest& request) {
-  if (!limited()) return false;
-  const auto now = std::chrono::steady_clock::now();
-  const auto wait = std::max(x_requests.wait(now), x_bytes.wait(now));
-  if (wait.count() > 0) {
-    x_held = &request;
-    ++x_counters.throttled;
-    x_timer->start(wait);
-    return true;
-  }
-  const bool moves_bytes = request.type() == VIRTIO_BLK_T_IN || request.is_write() ||
-                           (request.type() == VIRTIO_BLK_T_WRITE_ZEROES && must_write(request));
-  x_requests.take(1);
-  x_bytes.take(moves_bytes ? request.bytes() : 0);
-  return false;
-}
-
-void BlockIo::set_rates(const BlockRates& rates) {
-  x_rates = rates;
-  x_requests = TokenBucket(rates.iops_max);
-  x_bytes = TokenBucket(rates.bandwidth_max);
-  release_held();
-}
-
-void BlockIo::release_held() {
-  if (x_held == nullptr) return;
-  BlockRequest& request = *x_held;
-  x_held = nullptr;
-  if (held_back(request)) return;
-  run_admitted(request);
-  pump();
 }
 
 void BlockIo::run_admitted(BlockRequest& request) {
