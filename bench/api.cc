@@ -238,6 +238,14 @@ class Vm {
   Child x_child;
 };
 
+// How long anything on the host has waited for memory (PSI), ms.
+double host_stall_ms() {
+  std::ifstream pressure("/proc/pressure/memory");
+  std::string line;
+  if (!std::getline(pressure, line) || line.find("total=") == std::string::npos) return 0;
+  return std::strtod(line.c_str() + line.find("total=") + 6, nullptr) / 1000;
+}
+
 void measure_busy(const Folder& folder, lethe::BenchReport& report) {
   const std::string echo_path = folder / "echo.sock";
   const Child echo([&] { serve_echo(echo_path); });
@@ -271,11 +279,13 @@ void measure_idle(const Folder& folder, lethe::BenchReport& report) {
   listener.send("GET /events HTTP/1.1\r\nHost: vm\r\n\r\n");
   // What the start and the requests have set off goes on for a while.
   usleep(500'000);
+  const double stalled = host_stall_ms();
   const Vm::Activity before = vm.activity();
   usleep(std::chrono::microseconds(kIdle).count());
   const Vm::Activity after = vm.activity();
   report.add("api.idle_wakeups_per_s",
              static_cast<double>(after.wakings - before.wakings) / kIdle.count(), "1/s");
+  report.add("api.idle_host_stall_ms", host_stall_ms() - stalled, "ms");
   report.add("api.idle_cpu_ms_per_s", (after.cpu_ms - before.cpu_ms) / kIdle.count(), "ms/s");
 }
 

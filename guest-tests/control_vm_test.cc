@@ -42,11 +42,12 @@ class ControlVm : public testing::Test {
 
   // `cmdline` for the kernel; `boot` goes into [boot].
   void start(const std::string& kernel = "virtio.elf", const std::string& cmdline = "test=busy",
-             const std::string& boot = "") {
+             const std::string& boot = "", const std::string& more = "") {
     const std::string folder = program_folder().parent_path() / "guest-tests/baremetal";
     std::ofstream(x_dir + "/vm.toml")
-        << "name = \"vm\"\n[memory]\nsize = \"32M\"\n[[disk]]\npath = \"disk\"\n[boot]\nkernel = \""
-        << folder << "/" << kernel << "\"\ncmdline = \"" << cmdline << "\"\n"
+        << "name = \"vm\"\n[memory]\nsize = \"32M\"\n[[disk]]\npath = \"disk\"\n"
+        << more << "[boot]\nkernel = \"" << folder << "/" << kernel << "\"\ncmdline = \"" << cmdline
+        << "\"\n"
         << boot;
     int keys[2];
     ASSERT_EQ(pipe2(keys, O_CLOEXEC), 0);
@@ -294,6 +295,32 @@ TEST_F(ControlVm, a_disk_grows_and_is_slowed_down_while_the_guest_uses_it) {
   expect_progress();
   type('q');
   EXPECT_EQ(x_vm.wait_for_end(), 64) << x_vm.said();
+}
+
+// The demo draws 320x200 and does not look at what else it is asked for.
+TEST_F(ControlVm, a_screen_is_told_resized_and_photographed_also_while_the_guest_is_paused) {
+  ASSERT_NO_FATAL_FAILURE(
+      start("demo.elf", "still=1", "", "[gui]\nenabled = true\nwidth = 640\nheight = 480\n"));
+  ASSERT_TRUE(x_vm.says_soon("window 2 opened"));
+  EXPECT_EQ(curl("GET", "/gui/screens").body,
+            "{\"screens\":[{\"screen\":0,\"width\":320,\"height\":200,\"shows\":true}]}\n");
+  EXPECT_EQ(curl("POST", "/pause").status, 200);
+  const Answer picture = curl("GET", "/gui/screens/0/screenshot");
+  EXPECT_EQ(picture.status, 200);
+  const std::string size("\0\0\x01\x40\0\0\0\xc8", 8);
+  EXPECT_EQ(picture.body.substr(0, 8), "\x89PNG\r\n\x1a\n");
+  EXPECT_EQ(picture.body.substr(16, 8), size);
+  EXPECT_EQ(curl("POST", "/resume").status, 200);
+  EXPECT_EQ(curl("GET", "/gui/screens/0/screenshot").body, picture.body);
+  EXPECT_EQ(curl("PUT", "/gui/screens/0", R"({"width":1024,"height":768})").status, 200);
+  EXPECT_EQ(curl("GET", "/gui/screens/1/screenshot").status, 404);
+}
+
+TEST_F(ControlVm, without_a_gui_screens_are_a_conflict) {
+  ASSERT_NO_FATAL_FAILURE(start_busy());
+  EXPECT_EQ(curl("GET", "/gui/screens").status, 409);
+  EXPECT_EQ(curl("GET", "/gui/screens/0/screenshot").status, 409);
+  EXPECT_EQ(curl("PUT", "/gui/screens/0", R"({"width":1024,"height":768})").status, 409);
 }
 
 }  // namespace

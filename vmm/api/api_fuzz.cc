@@ -74,7 +74,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   check(
       document.check_answer(request.method, request.path, answer.status, answer.type, answer.body),
       request, answer);
-  if (answer.status < 300)
+  if (answer.status < 300 && request.method != "GET")  // a GET's body means nothing
     check(document.check_request(request.method, request.path, request.body), request, answer);
   return 0;
 }
