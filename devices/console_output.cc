@@ -149,6 +149,7 @@ void ConsoleOutput::consumed(size_t count) {
 }
 
 void ConsoleOutput::log(std::span<const uint8_t> bytes) {
+  if (x_tap) x_tap(bytes);
   while (x_log.valid() && !bytes.empty()) {
     const ssize_t count = ::write(x_log.get(), bytes.data(), bytes.size());
     if (count < 0 && errno == EINTR) continue;

@@ -54,6 +54,9 @@ class ConsoleOutput : public ByteSink {
 
   size_t write(std::span<const uint8_t> bytes) override;
   void add_room_listener(std::function<void()> listener) override;
+  // `tap` is called with every byte once, in order, on the loop's thread (or finish()'s), before
+  // the descriptor gets it.
+  void set_tap(std::function<void(std::span<const uint8_t>)> tap) { x_tap = std::move(tap); }
 
   // Writes out what is left, when the loop does not run any more; gives up after `patience`.
   void finish(std::chrono::milliseconds patience);
@@ -79,7 +82,8 @@ class ConsoleOutput : public ByteSink {
   std::unique_ptr<EventLoop::Watch> x_writable;
   std::unique_ptr<EventLoop::Timer> x_period;
   std::vector<std::function<void()>> x_listeners;
-  size_t x_logged = 0;  // bytes at the buffer's front that the log has already
+  std::function<void(std::span<const uint8_t>)> x_tap;
+  size_t x_logged = 0;  // bytes at the buffer's front that log and tap have already
   ConsoleOutputCounters x_counters;
 
   Mutex x_mutex;

@@ -6,6 +6,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstdio>
@@ -17,6 +18,7 @@
 #include "base/unique_fd.h"
 #include "devices/gui/shared_buffer.h"
 #include "memory/scrub_pool.h"
+#include "vmm/api/http_server.h"
 #include "vmm/boot/layout.h"
 #include "vmm/frontend_program.h"
 #include "vmm/kvm/kvm.h"
@@ -147,41 +149,58 @@ std::string frontends_state() {
                          : missing + " not there: put them beside lethe or into PATH";
 }
 
-void print_row(const DoctorOptions& options, const char* what, const std::string& finding) {
-  if (!options.quiet) std::printf("%-12s %s\n", what, finding.c_str());
-}
+// What was found, in order: printed at once as a table, or at the end as one object.
+class Findings {
+ public:
+  explicit Findings(const DoctorOptions& options) : x_options(options) {}
+  void add(const char* what, const std::string& finding) {
+    if (!x_options.quiet && !x_options.json) std::printf("%-12s %s\n", what, finding.c_str());
+    std::string key = what;
+    std::ranges::replace(key, ' ', '_');
+    x_json += json_quote(key) + ":" + json_quote(finding) + ",";
+  }
+  int end(int code) const {
+    if (x_options.json) std::printf("{%s\"exit_code\":%d}\n", x_json.c_str(), code);
+    return code;
+  }
+
+ private:
+  const DoctorOptions& x_options;
+  std::string x_json;
+};
 
 }  // namespace
 
 int run_doctor(const DoctorOptions& options) {
+  Findings findings(options);
   utsname system{};
   (void)::uname(&system);
-  print_row(options, "kernel", fmt::format("{} {}", system.sysname, system.release));
-  print_row(options, "io_uring", io_uring_state());
-  print_row(options, "huge pages", huge_page_state());
-  print_row(options, "pressure", pressure_state());
-  print_row(options, "scrub pool", probe_chunk_mover().why);
-  print_row(options, "GUI", gui_state());
-  print_row(options, "frontends", frontends_state());
+  findings.add("kernel", fmt::format("{} {}", system.sysname, system.release));
+  findings.add("io_uring", io_uring_state());
+  findings.add("huge pages", huge_page_state());
+  findings.add("pressure", pressure_state());
+  findings.add("scrub pool", probe_chunk_mover().why);
+  findings.add("GUI", gui_state());
+  findings.add("frontends", frontends_state());
   const auto kvm = Kvm::open();
   if (!kvm) {
-    print_row(options, "KVM", kvm.error().text);
-    return kExitNoKvm;
+    findings.add("KVM", kvm.error().text);
+    return findings.end(kExitNoKvm);
   }
-  print_row(options, "KVM",
-            fmt::format("ok, up to {} vCPUs a VM", kvm->capability(KVM_CAP_MAX_VCPUS)));
+  findings.add("KVM", fmt::format("ok, up to {} vCPUs a VM", kvm->capability(KVM_CAP_MAX_VCPUS)));
   const auto speed = guest_speed(*kvm);
   if (!speed) {
-    print_row(options, "guest speed", speed.error().text);
-    return kExitNoKvm;
+    findings.add("guest speed", speed.error().text);
+    return findings.end(kExitNoKvm);
   }
   const bool hardware = *speed >= kHardwareInstructionsPerSecond;
-  print_row(options, "guest speed",
-            fmt::format("{:.1f} million instructions/s: {}", *speed / 1e6,
-                        hardware ? "the processor runs guest code"
-                                 : "guest code is emulated: small guests run, Linux takes hours; "
-                                   "use a host whose processor offers virtualisation"));
-  return hardware ? kDoctorGood : kDoctorSlow;
+  findings.add(
+      "guest speed",
+      fmt::format("{:.1f} million instructions/s: {}", *speed / 1e6,
+                  hardware ? "the processor runs guest code"
+                           : "guest code is emulated: small guests run, Linux takes hours; "
+                             "use a host whose processor offers virtualisation"));
+  return findings.end(hardware ? kDoctorGood : kDoctorSlow);
 }
 
 }  // namespace lethe

@@ -5,6 +5,7 @@ namespace lethe {
 
 struct DoctorOptions {
   bool quiet = false;  // print nothing: only the exit code tells (for scripts)
+  bool json = false;   // one object instead of the table: each finding, and "exit_code"
 };
 
 // Exit codes of `lethe doctor`, beside kExitNoKvm (vmm/run.h): /dev/kvm missing or not permitted.

@@ -18,6 +18,7 @@
 #include "devices/virtio/console/console.h"
 #include "vmm/api/events.h"
 #include "vmm/api/machine_target.h"
+#include "vmm/console_host.h"
 #include "vmm/gui_host.h"
 #include "vmm/machine.h"
 #include "vmm/run_dir.h"
@@ -103,13 +104,16 @@ void end_without_memory(const Error& error) {
 class Session final : private RunControl {
  public:
   Session(const VmConfig& config, const RunOptions& options, RawTerminal* raw, SignalMask& mask,
-          const RunHistory& history, Gui* gui, const VsockSocket* vsock, Events& events)
+          const RunHistory& history, Gui* gui, const VsockSocket* vsock, Events& events,
+          ConsoleHub& hub, StartSignal& start)
       : x_config(config),
         x_options(options),
         x_history(history),
         x_gui(gui),
         x_vsock(vsock),
         x_events(events),
+        x_hub(hub),
+        x_start(start),
         x_raw(raw),
         x_mask(mask),
         x_keys([this](EscapeKeys::Command command) { on_command(command); }) {}
@@ -118,17 +122,19 @@ class Session final : private RunControl {
   // API's socket the first time: after the guest was started, which does not have to wait for it.
   Result<Outcome> run(const RunDir& run_dir, UniqueFd& api) {
     const bool first = x_history.boots == 1;
-    LETHE_TRY_ASSIGN(x_output,
-                     ConsoleOutput::create(x_loop, STDOUT_FILENO, x_config.console.log,
-                                           first ? ConsoleLog::kTruncate : ConsoleLog::kAppend));
+    LETHE_TRY_ASSIGN(
+        x_output,
+        ConsoleOutput::create(x_loop, x_start.detached() ? -1 : STDOUT_FILENO, x_config.console.log,
+                              first ? ConsoleLog::kTruncate : ConsoleLog::kAppend));
+    x_output->set_tap([this](std::span<const uint8_t> bytes) { x_hub.on_output(bytes); });
     LETHE_TRY(watch_signals());
     x_stop_timer = x_loop.make_timer([this] { on_stop_timeout(); });
     LETHE_TRY_ASSIGN(x_machine,
                      Machine::create(x_config, x_loop, *x_output, x_gui, x_vsock,
                                      [this](Outcome outcome) { finish(outcome); },
                                      {first ? x_options.snapshot : nullptr, end_without_memory}));
+    x_machine->console_input().set_room_listener([this] { feed_guest(); });
     if (!x_options.non_interactive) {
-      x_machine->console_input().set_room_listener([this] { feed_guest(); });
       if (x_raw != nullptr) resize_console();
       watch_input();
     }
@@ -139,14 +145,20 @@ class Session final : private RunControl {
       served = serve_api(run_dir, api);
       if (!served) x_loop.stop();
     });
-    serve->start(kApiDelay);
-    x_mask.unblock();
-    x_loop.run();
-    x_mask.block();
+    if (x_start.detached())
+      served = serve_api(run_dir, api);
+    else
+      serve->start(kApiDelay);
+    if (served) {
+      x_mask.unblock();
+      x_loop.run();
+      x_mask.block();
+    }
     x_events.detach();
     x_server.reset();
     x_machine->stop();
     x_output->finish(kOutputPatience);
+    x_hub.detach();
     LETHE_TRY(std::move(served));
     return x_outcome;
   }
@@ -164,13 +176,15 @@ class Session final : private RunControl {
       LETHE_TRY_ASSIGN(api, listen_unix(run_dir.path() + "/" + kApiSocketName));
     }
     RunControl& control = *this;
-    x_target.emplace(x_config, x_loop, *x_machine, x_gui, x_history, control, x_events);
+    x_target.emplace(x_config, x_loop, *x_machine, x_gui, x_history, control, x_events, x_hub);
     x_events.attach(x_loop);
     LETHE_TRY_ASSIGN(
         x_server, HttpServer::create(x_loop, api, [this](const HttpRequest& request, auto reply) {
           answer_api(*x_target, request, reply);
         }));
-    return {};
+    LETHE_TRY(x_hub.attach(x_loop, run_dir.path() + "/" + kConsoleSocketName,
+                           [this](std::string_view keys) { return type(keys); }));
+    return x_start.send(run_dir.path() + "/" + kMessagesName);
   }
 
   Result<> watch_signals() {
@@ -198,11 +212,14 @@ class Session final : private RunControl {
       return;
     }
     const std::span<const uint8_t> typed(chunk.data(), static_cast<size_t>(got));
-    if (x_raw)
-      x_pending += x_keys.feed(typed);
-    else
-      x_pending.append(typed.begin(), typed.end());
+    (void)type(x_raw ? x_keys.feed(typed) : std::string(typed.begin(), typed.end()));
+  }
+
+  // False: the guest has no room for more.
+  bool type(std::string_view keys) {
+    x_pending += keys;
     feed_guest();
+    return x_pending.empty();
   }
 
   // Gives the guest what it has room for; reading stops while something is left over.
@@ -217,6 +234,7 @@ class Session final : private RunControl {
       x_input_paused = false;
       watch_input();
     }
+    if (x_pending.empty()) x_hub.resume_keys();
   }
 
   void resize_console() {
@@ -294,6 +312,8 @@ class Session final : private RunControl {
   Gui* const x_gui;                  // null: none
   const VsockSocket* const x_vsock;  // null: none
   Events& x_events;
+  ConsoleHub& x_hub;
+  StartSignal& x_start;
   RawTerminal* const x_raw;  // null: the console is no terminal
   SignalMask& x_mask;
   EventLoop x_loop;
@@ -313,8 +333,21 @@ class Session final : private RunControl {
   Outcome x_outcome;
 };
 
-Result<Outcome> run_sessions(const VmConfig& config, const RunOptions& options) {
-  LETHE_TRY_ASSIGN(const RunDir run_dir, RunDir::create(config.name));
+// What `lethe log` shows of a detached VM that has ended. Errors are for the messages only.
+void keep_console(const RunDir& run_dir, const ConsoleHub& hub) {
+  const std::string path = run_dir.path() + "/" + kLastConsoleName;
+  const std::string text = hub.kept();
+  const UniqueFd file(
+      ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!file.valid() ||
+      ::write(file.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
+    log_warn(LogModule::kConsole, "'{}' was not written: {}", path, errno_text(errno));
+}
+
+Result<Outcome> run_sessions(const VmConfig& config, const RunOptions& options,
+                             StartSignal& start) {
+  LETHE_TRY_ASSIGN(const RunDir run_dir, RunDir::create(config.name, RunDirRoots::of_this_process(),
+                                                        options.config_file));
   SignalMask mask;
   std::unique_ptr<RawTerminal> raw;
   if (!options.non_interactive && ::isatty(STDIN_FILENO) == 1) {
@@ -324,28 +357,36 @@ Result<Outcome> run_sessions(const VmConfig& config, const RunOptions& options) 
   LETHE_TRY_ASSIGN(const std::unique_ptr<Gui> gui, make_gui(config, run_dir));
   LETHE_TRY_ASSIGN(const std::unique_ptr<VsockSocket> vsock, make_vsock_socket(config, run_dir));
   UniqueFd api;  // kept over restarts: who connects meanwhile waits
+  ConsoleHub hub;
   RunHistory history;
   Events events;
   for (;;) {
     ++history.boots;
-    Session session(config, options, raw.get(), mask, history, gui.get(), vsock.get(), events);
+    Session session(config, options, raw.get(), mask, history, gui.get(), vsock.get(), events, hub,
+                    start);
     LETHE_TRY_ASSIGN(const Outcome outcome, session.run(run_dir, api));
-    if (!session.restarts()) return outcome;
+    if (!session.restarts()) {
+      if (start.detached()) keep_console(run_dir, hub);
+      return outcome;
+    }
     log_info(LogModule::kVmm, "'{}' restarts", config.name);
   }
 }
 
 }  // namespace
 
-int run_machine(const VmConfig& config, const RunOptions& options) {
+int run_machine(const VmConfig& config, const RunOptions& options, StartSignal start) {
   (void)::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error of write(), too
   (void)::signal(SIGPIPE, SIG_IGN);  // a reader that goes away is an error of write(), not our end
-  const auto outcome = run_sessions(config, options);
+  const auto outcome = run_sessions(config, options, start);
   if (!outcome) {
     std::fprintf(stderr, "lethe: %s\n", outcome.error().text.c_str());
     return exit_code_of(outcome.error().kind);
   }
-  return exit_code(*outcome);
+  const int code = exit_code(*outcome);
+  if (start.detached())
+    std::fprintf(stderr, "lethe: '%s' ended: exit code %d\n", config.name.c_str(), code);
+  return code;
 }
 
 }  // namespace lethe

@@ -7,6 +7,7 @@
 
 #include "base/result.h"
 #include "vmm/config.h"
+#include "vmm/detach.h"
 
 namespace lethe {
 
@@ -50,7 +51,9 @@ struct RunOptions {
 };
 
 // Runs the VM to its end and returns the exit code. Errors have been written to stderr, one line.
-// Main thread; called once a process.
-[[nodiscard]] int run_machine(const VmConfig& config, const RunOptions& options);
+// Main thread; called once a process. `start` is sent when the guest runs and can be reached; a
+// detached VM prints its console to the hub (vmm/console_host.h) and the log only.
+[[nodiscard]] int run_machine(const VmConfig& config, const RunOptions& options,
+                              StartSignal start = {});
 
 }  // namespace lethe

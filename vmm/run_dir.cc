@@ -2,13 +2,17 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <climits>
 #include <cstdlib>
+#include <ctime>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -79,12 +83,40 @@ Result<UniqueFd> open_root(const RunDirRoots& roots, std::string& path) {
   return open_private(AT_FDCWD, path, path);
 }
 
-std::string read_pid(int lock) {
-  char text[16] = {};
-  const ssize_t got = ::pread(lock, text, sizeof text - 1, 0);
-  std::string pid;
-  for (ssize_t i = 0; i < got && text[i] >= '0' && text[i] <= '9'; ++i) pid += text[i];
-  return pid.empty() ? "unknown" : pid;
+// What the lock says of who holds it: a line with the process, a line with the config.
+RunningVm read_lock(int lock) {
+  std::array<char, 16 + PATH_MAX> text{};
+  const ssize_t got = ::pread(lock, text.data(), text.size(), 0);
+  const std::string_view all(text.data(), static_cast<size_t>(std::max<ssize_t>(got, 0)));
+  const size_t digits = std::min(all.find_first_not_of("0123456789"), all.size());
+  RunningVm vm;
+  vm.pid = digits == 0 || digits > 10 ? "unknown" : all.substr(0, digits);
+  struct stat status{};
+  if (digits < all.size() && all[digits] == '\n' && ::fstat(lock, &status) == 0) {
+    vm.since = status.st_mtime;
+    vm.config = all.substr(digits + 1, all.find('\n', digits + 1) - digits - 1);
+  }
+  return vm;
+}
+
+// ", since 2026-11-22 12:14:45, from 'web.toml'", as far as it is known.
+std::string history_of(const RunningVm& vm) {
+  std::string text;
+  if (tm broken{}; vm.since != 0 && ::localtime_r(&vm.since, &broken) != nullptr) {
+    char when[32];
+    text.append(", since ").append(when, ::strftime(when, sizeof when, "%F %T", &broken));
+  }
+  if (!vm.config.empty()) text += ", from '" + printable(vm.config) + "'";
+  return text;
+}
+
+// One line may be kept of it, and it must mean the same to who reads it elsewhere.
+std::string config_line(const std::string& file) {
+  std::string line = file;
+  if (std::array<char, PATH_MAX> here{};
+      !line.empty() && line[0] != '/' && ::getcwd(here.data(), here.size()) != nullptr)
+    line = std::string(here.data()) + "/" + line;
+  return line.size() >= PATH_MAX || line.find('\n') != std::string::npos ? "" : line;
 }
 
 // running_vms() holds locks of the dead for a moment: that is no running VM.
@@ -99,22 +131,24 @@ bool lock_within(int lock, std::chrono::milliseconds patience) {
 
 // Holds the lock, or says who does; no value: the lock file was removed meanwhile, try again.
 Result<std::optional<UniqueFd>> take_lock(int directory, const std::string& name,
-                                          const std::string& path) {
+                                          const std::string& path, const std::string& config_file) {
   UniqueFd lock(::openat(directory, kLockName, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!lock.valid() && errno == ENOENT) return std::nullopt;
   if (!lock.valid()) return refused(path, "cannot open its lock: " + errno_text(errno));
   if (!lock_within(lock.get(), kLookersPatience)) {
     if (errno != EWOULDBLOCK) return refused(path, "cannot lock it: " + errno_text(errno));
-    const std::string pid = read_pid(lock.get());
+    const RunningVm holder = read_lock(lock.get());
     return host_error(
-        "'{}' is running already, as process {}: stop that one, or give another --name", name, pid);
+        "'{0}' is running already, as process {1}{2}: stop that one (lethe stop {0}), "
+        "or give another --name",
+        name, holder.pid, history_of(holder));
   }
   struct stat status{};
   if (::fstat(lock.get(), &status) != 0) return refused(path, errno_text(errno));
   if (status.st_nlink == 0) return std::nullopt;
-  const std::string pid = std::to_string(::getpid()) + "\n";
+  const std::string text = fmt::format("{}\n{}\n", ::getpid(), config_line(config_file));
   if (::ftruncate(lock.get(), 0) != 0 ||
-      ::pwrite(lock.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size()))
+      ::pwrite(lock.get(), text.data(), text.size(), 0) != static_cast<ssize_t>(text.size()))
     return refused(path, "cannot write its lock: " + errno_text(errno));
   return lock;
 }
@@ -133,19 +167,20 @@ std::vector<std::string> names_in(int directory) {
   return names;
 }
 
-// Removes what a process left there, but for the lock. Only plain names: sockets.
-void remove_sockets(int directory) {
+// Removes the sockets that a process left there, or all but the lock. Only plain names.
+void remove_files(int directory, bool sockets_only) {
   for (const std::string& name : names_in(directory))
-    if (name.ends_with(".sock") || name.starts_with("vsock.sock_"))
+    if (name.ends_with(".sock") || name.starts_with("vsock.sock_") ||
+        (!sockets_only && (name == kMessagesName || name == kLastConsoleName)))
       ::unlinkat(directory, name.c_str(), 0);
 }
 
 // Who holds the lock of a VM's directory, or no one.
-std::optional<std::string> lock_holder(int directory) {
+std::optional<RunningVm> lock_holder(int directory) {
   const UniqueFd lock(::openat(directory, kLockName, O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
   if (!lock.valid()) return std::nullopt;
   if (::flock(lock.get(), LOCK_SH | LOCK_NB) == 0 || errno != EWOULDBLOCK) return std::nullopt;
-  return read_pid(lock.get());
+  return read_lock(lock.get());
 }
 
 }  // namespace
@@ -156,7 +191,8 @@ RunDirRoots RunDirRoots::of_this_process() {
   return {xdg == nullptr ? "" : xdg, "/run/user/" + uid, "/tmp/lethe-" + uid};
 }
 
-Result<RunDir> RunDir::create(const std::string& name, const RunDirRoots& roots) {
+Result<RunDir> RunDir::create(const std::string& name, const RunDirRoots& roots,
+                              const std::string& config_file) {
   LETHE_ASSERT(valid_vm_name(name));
   for (int attempt = 0; attempt < kTriesMax; ++attempt) {
     std::string path;
@@ -167,9 +203,10 @@ Result<RunDir> RunDir::create(const std::string& name, const RunDirRoots& roots)
                      "its path is too long for sockets: shorten the VM's name, or set "
                      "XDG_RUNTIME_DIR to a shorter path");
     LETHE_TRY_ASSIGN(UniqueFd directory, open_private(root.get(), name, path));
-    LETHE_TRY_ASSIGN(std::optional<UniqueFd> lock, take_lock(directory.get(), name, path));
+    LETHE_TRY_ASSIGN(std::optional<UniqueFd> lock,
+                     take_lock(directory.get(), name, path, config_file));
     if (!lock) continue;
-    remove_sockets(directory.get());
+    remove_files(directory.get(), false);
     return RunDir(std::move(path), std::move(directory), std::move(*lock));
   }
   return host_error("'{}' keeps starting and ending elsewhere: try again", name);
@@ -187,12 +224,20 @@ std::vector<RunningVm> running_vms(const RunDirRoots& roots) {
     const UniqueFd directory(
         ::openat(fd.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
     if (!directory.valid()) continue;
-    if (const auto pid = lock_holder(directory.get()))
-      found.push_back({name, root + "/" + name, *pid});
+    if (auto vm = lock_holder(directory.get())) {
+      vm->name = name;
+      vm->path = root + "/" + name;
+      found.push_back(std::move(*vm));
+    }
   }
   std::sort(found.begin(), found.end(),
             [](const RunningVm& a, const RunningVm& b) { return a.name < b.name; });
   return found;
+}
+
+std::string run_dir_path(const std::string& name, const RunDirRoots& roots) {
+  LETHE_ASSERT(valid_vm_name(name));
+  return root_path(roots) + "/" + name;
 }
 
 Result<RunningVm> find_running_vm(const std::string& name, const RunDirRoots& roots) {
@@ -208,7 +253,7 @@ Result<RunningVm> find_running_vm(const std::string& name, const RunDirRoots& ro
 
 RunDir::~RunDir() {
   if (!x_lock.valid()) return;
-  remove_sockets(x_directory.get());
+  remove_files(x_directory.get(), true);
   // The lock is held until after its name is gone: who opens it before finds it locked or unlinked.
   ::unlinkat(x_directory.get(), kLockName, 0);
   ::rmdir(x_path.c_str());

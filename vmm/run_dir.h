@@ -2,8 +2,8 @@
 //
 // $XDG_RUNTIME_DIR/lethe/NAME/, else /run/user/UID/lethe/NAME/, else /tmp/lethe-UID/NAME/; mode
 // 0700, owned by this user (in /tmp another user may have been there first: then it is refused).
-// Its file `lock` is held with flock and names the process, so the directory of a process that died
-// is recognised as stale, emptied and reused. Main thread.
+// Its file `lock` is held with flock and names the process and its config, so the directory of a
+// process that died is recognised as stale, emptied and reused. Main thread.
 #pragma once
 
 #include <sys/types.h>
@@ -24,18 +24,24 @@ struct RunDirRoots {
   [[nodiscard]] static RunDirRoots of_this_process();
 };
 
-inline constexpr const char* kApiSocketName = "api.sock";  // the control API, vmm/api/
-inline constexpr const char* kGuiSocketName = "gui.sock";  // the GUI channel, devices/gui/
+inline constexpr const char* kApiSocketName = "api.sock";          // the control API, vmm/api/
+inline constexpr const char* kGuiSocketName = "gui.sock";          // the GUI channel, devices/gui/
+inline constexpr const char* kConsoleSocketName = "console.sock";  // vmm/console_host.h
 // Streams to the guest, devices/virtio/vsock/; host programs listen on it with `_PORT` behind it.
 inline constexpr const char* kVsockSocketName = "vsock.sock";
+// Of detached VMs (vmm/detach.h); they stay when the VM has ended, until the name is used again.
+inline constexpr const char* kMessagesName = "messages";  // what the VM itself said: standard error
+inline constexpr const char* kLastConsoleName = "console";  // what was printed last before the end
 
 class RunDir {
  public:
   // Makes and locks the directory for a valid name (valid_vm_name). Errors (kHost), one line each:
-  // the name runs already (and as which process), the directory can't be written, belongs to
-  // another user, or its path leaves no room for a socket's name (sun_path, 107 bytes).
+  // the name runs already (as which process, since when, from which config), the directory can't be
+  // written, belongs to another user, or its path leaves no room for a socket's name (sun_path, 107
+  // bytes). `config_file` is told to those who ask who has the name.
   [[nodiscard]] static Result<RunDir> create(
-      const std::string& name, const RunDirRoots& roots = RunDirRoots::of_this_process());
+      const std::string& name, const RunDirRoots& roots = RunDirRoots::of_this_process(),
+      const std::string& config_file = {});
 
   RunDir(RunDir&&) noexcept = default;
   RunDir& operator=(RunDir&&) = delete;
@@ -54,14 +60,20 @@ class RunDir {
 
 struct RunningVm {
   std::string name;
-  std::string path;  // its run-time directory
-  std::string pid;   // digits; "unknown" if the lock does not say
+  std::string path;         // its run-time directory
+  std::string pid;          // digits; "unknown" if the lock does not say
+  std::string config = {};  // its config file; empty if the lock does not say
+  time_t since = 0;         // when it started; 0 if the lock does not say
 };
 
 // The VMs of this user that run now, by name: directories whose lock is held. Those that a crash
 // left behind are not among them. Nothing is made.
 [[nodiscard]] std::vector<RunningVm> running_vms(
     const RunDirRoots& roots = RunDirRoots::of_this_process());
+
+// The run-time directory that a VM of that name has or had; the name is valid. It may be missing.
+[[nodiscard]] std::string run_dir_path(const std::string& name,
+                                       const RunDirRoots& roots = RunDirRoots::of_this_process());
 
 // The VM of that name. The error (kHost) says which VMs run instead, if any.
 [[nodiscard]] Result<RunningVm> find_running_vm(

@@ -61,12 +61,48 @@ TEST_F(RunDirTest, is_private_and_locked_and_removed_at_the_end) {
 }
 
 TEST_F(RunDirTest, second_start_says_which_process_has_the_name) {
-  const auto first = RunDir::create("vm", x_roots);
+  const auto first = RunDir::create("vm", x_roots, "/etc/lethe/we\x1b b.toml");
   ASSERT_TRUE(first);
-  EXPECT_EQ(error("vm"), "'vm' is running already, as process " + std::to_string(::getpid()) +
-                             ": stop that one, or give another --name");
+  EXPECT_THAT(error("vm"), testing::MatchesRegex(
+                               "'vm' is running already, as process " + std::to_string(::getpid()) +
+                               ", since 20..-..-.. ..:..:.., from '/etc/lethe/we.x1b b.toml': stop "
+                               "that one \\(lethe stop vm\\), or give another --name"));
   EXPECT_THAT(error("other"), HasSubstr("made "));
   EXPECT_TRUE(std::filesystem::exists(first->path() + "/lock"));
+}
+
+TEST_F(RunDirTest, tells_who_has_a_name_and_its_config_as_seen_from_elsewhere) {
+  const auto dir = RunDir::create("vm", x_roots, "web.toml");
+  ASSERT_TRUE(dir);
+  const auto vm = find_running_vm("vm", x_roots);
+  ASSERT_TRUE(vm);
+  EXPECT_EQ(vm->config, std::filesystem::current_path().string() + "/web.toml");
+  EXPECT_NEAR(static_cast<double>(vm->since), static_cast<double>(::time(nullptr)), 5);
+  // Lines in a name would be lines of the lock.
+  const auto other = RunDir::create("other", x_roots, "a\nb.toml");
+  ASSERT_TRUE(other);
+  EXPECT_EQ(find_running_vm("other", x_roots)->config, "");
+}
+
+TEST_F(RunDirTest, what_a_detached_vm_said_stays_until_its_name_is_used_again) {
+  const std::string path = run_dir_path("vm", x_roots);
+  {
+    const auto dir = RunDir::create("vm", x_roots);
+    ASSERT_TRUE(dir);
+    for (const char* name : {kMessagesName, kLastConsoleName, kApiSocketName})
+      std::ofstream(path + "/" + name) << "said";
+  }
+  EXPECT_TRUE(std::filesystem::exists(path + "/" + kMessagesName));
+  EXPECT_TRUE(std::filesystem::exists(path + "/" + kLastConsoleName));
+  EXPECT_FALSE(std::filesystem::exists(path + "/" + kApiSocketName));
+  EXPECT_TRUE(running_vms(x_roots).empty());
+  {
+    const auto dir = RunDir::create("vm", x_roots);
+    ASSERT_TRUE(dir);
+    EXPECT_FALSE(std::filesystem::exists(path + "/" + kMessagesName));
+    EXPECT_FALSE(std::filesystem::exists(path + "/" + kLastConsoleName));
+  }
+  EXPECT_FALSE(std::filesystem::exists(path));
 }
 
 TEST_F(RunDirTest, name_is_free_again_after_the_end) {

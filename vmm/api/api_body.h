@@ -79,5 +79,8 @@ void get_gui(const ApiCall& call);
 void patch_gui(const ApiCall& call);
 void get_log(const ApiCall& call);
 void patch_log(const ApiCall& call);
+// console_api.cc: /console.
+void get_console_log(const ApiCall& call);
+void put_console_size(const ApiCall& call);
 
 }  // namespace lethe

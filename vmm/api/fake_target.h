@@ -95,6 +95,9 @@ class FakeTarget final : public ApiTarget {
     return {};
   }
 
+  [[nodiscard]] std::string console_log() override { return console; }
+  void resize_console(uint16_t columns, uint16_t rows) override { console_size = {columns, rows}; }
+
   Result<> run(const char* done) {
     if (refuse) return host_error("the VM is stopping");
     word = done;
@@ -102,6 +105,8 @@ class FakeTarget final : public ApiTarget {
   }
 
   Events hub;
+  std::string console;
+  std::pair<int, int> console_size{0, 0};
   std::string word;  // what was done last
   MemorySettings settings{.policy = "auto", .policy_now = "pool"};
   MemoryChange change;

@@ -7,6 +7,7 @@
 
 #include "devices/gui/gui.h"
 #include "devices/virtio/block/block.h"
+#include "devices/virtio/console/console.h"
 #include "vmm/api/events.h"
 #include "vmm/api/screenshot.h"
 #include "vmm/machine_memory.h"
@@ -317,6 +318,10 @@ Result<> MachineTarget::reclaim(uint64_t bytes, std::function<void(uint64_t)> pr
         });
       });
   return {};
+}
+
+void MachineTarget::resize_console(uint16_t columns, uint16_t rows) {
+  x_machine.virtio_console().resize(columns, rows);
 }
 
 }  // namespace lethe

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "vmm/api/vm_api.h"
+#include "vmm/console_host.h"
 #include "vmm/machine.h"
 
 namespace lethe {
@@ -33,14 +34,16 @@ class RunControl {
 class MachineTarget final : public ApiTarget {
  public:
   MachineTarget(const VmConfig& config, EventLoop& loop, Machine& machine, Gui* gui,
-                const RunHistory& history, RunControl& run, Events& events)
+                const RunHistory& history, RunControl& run, Events& events,
+                const ConsoleHub& console)
       : x_config(config),
         x_loop(loop),
         x_machine(machine),
         x_gui(gui),
         x_history(history),
         x_run(run),
-        x_events(events) {}
+        x_events(events),
+        x_console(console) {}
 
   // Waits for the disk, if a snapshot is on its way there.
   ~MachineTarget() override;
@@ -70,6 +73,8 @@ class MachineTarget final : public ApiTarget {
                                     std::function<void(Result<std::string>)> done) override;
   [[nodiscard]] Result<> reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,
                                  std::function<void(ReclaimEnd)> done) override;
+  [[nodiscard]] std::string console_log() override { return x_console.kept(); }
+  void resize_console(uint16_t columns, uint16_t rows) override;
 
  private:
   [[nodiscard]] Result<> check_not_stopping() const;
@@ -90,6 +95,7 @@ class MachineTarget final : public ApiTarget {
   const RunHistory& x_history;
   RunControl& x_run;
   Events& x_events;
+  const ConsoleHub& x_console;
   std::set<std::shared_ptr<Wait>> x_waits;
   std::set<std::shared_ptr<Pull>> x_pulls;
   std::shared_ptr<bool> x_alive = std::make_shared<bool>(true);  // for what is posted

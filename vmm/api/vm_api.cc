@@ -147,6 +147,8 @@ constexpr ApiRoute kRoutes[] = {
     {"/gui/screens/{n}/screenshot", "GET", get_screenshot},
     {"/log", "GET", get_log},
     {"/log", "PATCH", patch_log},
+    {"/console/log", "GET", get_console_log},
+    {"/console/size", "PUT", put_console_size},
 };
 // clang-format on
 

@@ -156,6 +156,10 @@ class ApiTarget {
   // returns, and not after the machine's end. Error: one line (there is no balloon).
   [[nodiscard]] virtual Result<> reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,
                                          std::function<void(ReclaimEnd)> done) = 0;
+  // What the console printed last, at most 64 KiB.
+  [[nodiscard]] virtual std::string console_log() = 0;
+  // The size, in characters, of the terminal that the guest's virtio console is shown on.
+  virtual void resize_console(uint16_t columns, uint16_t rows) = 0;
 };
 
 // Answers one request.

@@ -400,5 +400,24 @@ TEST_F(VmApi, reclaim_goes_on_without_its_client) {
   x_served.expect_connections(0);
 }
 
+TEST_F(VmApi, tells_what_the_console_printed_byte_for_byte) {
+  x_target.console = std::string("a\0\x1b[1m\xff\r\n", 9);
+  EXPECT_EQ(ask("GET", "/console/log").body, x_target.console);
+  EXPECT_THAT(ask("POST", "/console/log").body, HasSubstr("takes GET, not POST"));
+}
+
+TEST_F(VmApi, sets_the_consoles_size) {
+  EXPECT_EQ(ask("PUT", "/console/size", R"({"columns":132,"rows":50})").body,
+            "{\"columns\":132,\"rows\":50}\n");
+  EXPECT_EQ(x_target.console_size, std::pair(132, 50));
+  for (const char* body : {"{}", R"({"columns":80})", R"({"columns":80,"rows":0})",
+                           R"({"columns":80,"rows":65536})", R"({"columns":80,"rows":-1})",
+                           R"({"columns":80,"rows":"24"})", R"({"columns":80.5,"rows":24})"})
+    expect_refused(400, "PUT", "/console/size", body, "must be");
+  expect_refused(400, "PUT", "/console/size", R"({"column":80,"rows":24})",
+                 "'column' can't be set; did you mean 'columns'?");
+  EXPECT_EQ(x_target.console_size, std::pair(132, 50));
+}
+
 }  // namespace
 }  // namespace lethe

@@ -28,9 +28,8 @@ int command_check(int argc, char** argv) {
       "Boots guests from configs that have a [check] table, and checks how they end "
       "what they print, and what is on their screens. A directory stands for its *.toml files.",
       "  lethe check guests/*.toml --jobs 4 --junit out.xml\n"
-      "  lethe check guests --shard 2/3 --retry 1 --out logs\n\n"
-      "Exit codes: 0 none failed, 1 some failed, 2 bad config or usage,\n"
-      "130 interrupted.\n");
+      "  lethe check guests --shard 2/3 --retry 1 --out logs\n",
+      "0 none failed; 1 some failed; 2 bad config or usage; 130 interrupted.");
   CheckOptions options;
   std::string shard = "1/1";
   line.app().add_option("CONFIG", options.inputs, "Config files or directories")->required();

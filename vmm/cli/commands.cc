@@ -2,12 +2,14 @@
 #include <fmt/format.h>
 
 #include "base/log.h"
+#include "vmm/api/http_server.h"
 #include "vmm/boot/boot.h"
 #include "vmm/check/pattern.h"
 #include "vmm/check/screen_steps.h"
 #include "vmm/cli/cli.h"
 #include "vmm/cli/command.h"
 #include "vmm/config_schema.h"
+#include "vmm/detach.h"
 
 namespace lethe {
 namespace {
@@ -37,17 +39,28 @@ std::vector<std::string> problems_of(const std::string& file) {
   return problems;
 }
 
+std::string json_line(const std::string& file, const std::vector<std::string>& problems) {
+  std::string list;
+  for (const std::string& problem : problems)
+    list += (list.empty() ? "" : ",") + json_quote(problem);
+  return fmt::format("{{\"file\":{},\"problems\":[{}]}}", json_quote(file), list);
+}
+
 }  // namespace
 
 int command_run(int argc, char** argv) {
-  CommandLine line("run",
-                   "Runs the VM that CONFIG describes, to its end. Its console is this terminal.",
-                   "  lethe run vm.toml\n"
-                   "  lethe run vm.toml --set memory.size=1G --set boot.cmdline=\"quiet\"\n"
-                   "  lethe run vm.toml --non-interactive --log info > console.log\n\n"
-                   "Exit codes: 0 the guest powered off, 1 host error, 2 bad config or usage,\n"
-                   "3 rebooted, 4 panicked, 5 triple fault, 6 ended by force, 7 no KVM,\n"
-                   "64 + N the guest wrote N to debug-exit.\n");
+  CommandLine line(
+      "run",
+      "Runs the VM that CONFIG describes, to its end. Its console is this terminal; with --detach "
+      "the VM goes on without one, and this command ends once it runs: lethe ps, log, console and "
+      "stop are for it then.",
+      "  lethe run vm.toml\n"
+      "  lethe run -d vm.toml && lethe console vm\n"
+      "  lethe run vm.toml --set memory.size=1G --set boot.cmdline=\"quiet\"\n"
+      "  lethe run vm.toml --non-interactive --log info > console.log\n",
+      "0 the guest powered off, or runs detached; 1 host error; 2 bad config or usage; "
+      "3 rebooted; 4 panicked; 5 triple fault; 6 ended by force; 7 no KVM; "
+      "64 + N the guest wrote N to debug-exit.");
   std::string config_file;
   std::string name;
   std::string log;
@@ -61,6 +74,9 @@ int command_run(int argc, char** argv) {
   line.app().add_option("--log", log, "What to log: LEVEL, or MODULE=LEVEL,... (default: warn)");
   line.app().add_flag("--non-interactive,--no-tty", options.non_interactive,
                       "Leave the terminal alone: only print the console");
+  bool detached = false;
+  line.app().add_flag("-d,--detach", detached,
+                      "Return when the VM runs, and leave it to itself (lethe ps lists it)");
   if (const auto code = line.parse(argc, argv)) return *code;
 
   if (const auto set = set_log_levels(log); !set) return fail(set.error());
@@ -72,18 +88,27 @@ int command_run(int argc, char** argv) {
     return kExitUsage;
   }
   options.config_file = config_file;
-  return run_machine(*config, options);
+  if (!detached) return run_machine(*config, options);
+  options.non_interactive = true;
+  auto side = detach();
+  if (!side) return fail(side.error());
+  if (side->parent_code) return *side->parent_code;
+  return run_machine(*config, options, std::move(side->signal));
 }
 
 int command_validate(int argc, char** argv) {
   CommandLine line("validate",
                    "Checks configs, and that the files they name are there. Lists every error.",
                    "  lethe validate vm.toml\n"
-                   "  lethe validate --print-reference\n");
+                   "  lethe validate *.toml --json\n"
+                   "  lethe validate --print-reference\n",
+                   "0 all are good; 2 one is not.");
   std::vector<std::string> files;
   bool reference = false;
+  bool as_json = false;
   line.app().add_option("CONFIG", files, "Config files (TOML)");
   line.app().add_flag("--print-reference", reference, "Print the list of all keys (Markdown)");
+  line.app().add_flag("--json", as_json, "Each file and its errors, as JSON");
   if (const auto code = line.parse(argc, argv)) return *code;
 
   if (reference) {
@@ -95,12 +120,16 @@ int command_validate(int argc, char** argv) {
     return kExitUsage;
   }
   int code = 0;
+  std::string list;
   for (const std::string& file : files) {
     const std::vector<std::string> problems = problems_of(file);
+    if (!problems.empty()) code = kExitUsage;
+    list += (list.empty() ? "" : ",") + json_line(file, problems);
+    if (as_json) continue;
     for (const std::string& problem : problems) print_error(problem);
     if (problems.empty()) fmt::print("{}: good\n", file);
-    if (!problems.empty()) code = kExitUsage;
   }
+  if (as_json) fmt::print("[{}]\n", list);
   return code;
 }
 
@@ -108,18 +137,25 @@ int command_doctor(int argc, char** argv) {
   CommandLine line("doctor",
                    "Finds out whether this host can run VMs, and whether at hardware speed.",
                    "  lethe doctor\n"
-                   "  lethe doctor --quiet && echo fast\n\n"
-                   "Exit codes: 0 fast, 10 KVM runs guest code by emulation, 7 no KVM.\n");
+                   "  lethe doctor --quiet && echo fast\n",
+                   "0 fast; 10 KVM runs guest code by emulation; 7 no KVM.");
   DoctorOptions options;
-  line.app().add_flag("-q,--quiet", options.quiet, "Print nothing: only the exit code tells");
+  CLI::Option* const quiet =
+      line.app().add_flag("-q,--quiet", options.quiet, "Print nothing: only the exit code tells");
+  line.app().add_flag("--json", options.json, "The findings, as JSON")->excludes(quiet);
   if (const auto code = line.parse(argc, argv)) return *code;
   return run_doctor(options);
 }
 
 int command_version(int argc, char** argv) {
-  CommandLine line("version", "Prints the version.", "  lethe version\n");
+  CommandLine line("version", "Prints the version.",
+                   "  lethe version\n"
+                   "  lethe version --json\n",
+                   "0 printed; 2 bad usage.");
+  bool as_json = false;
+  line.app().add_flag("--json", as_json, "As JSON");
   if (const auto code = line.parse(argc, argv)) return *code;
-  std::puts("lethe " LETHE_VERSION);
+  std::puts(as_json ? "{\"version\":\"" LETHE_VERSION "\"}" : "lethe " LETHE_VERSION);
   return 0;
 }
 

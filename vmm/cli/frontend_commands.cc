@@ -13,6 +13,9 @@
 namespace lethe {
 namespace {
 
+constexpr const char* kFrontendExits =
+    "0 done; 1 the VM does not run or has no GUI, or the frontend failed; 2 bad usage.";
+
 // Returns only if it fails.
 Result<> become_frontend(const std::string& program, int argc, char** argv) {
   LETHE_TRY_ASSIGN(const RunningVm vm, find_running_vm(argv[1]));
@@ -33,7 +36,7 @@ int run_frontend(const char* program, CommandLine& line, int argc, char** argv) 
   if (argc < 2 || argv[1][0] == '-') {
     std::string name;
     line.app()
-        .add_option("NAME", name, "The VM's name (lethe top lists those that run)")
+        .add_option("NAME", name, "The VM's name (lethe ps lists those that run)")
         ->required();
     if (const auto code = line.parse(argc, argv)) return *code;
     print_error("NAME comes first, then the frontend's own options");
@@ -51,7 +54,8 @@ int command_attach(int argc, char** argv) {
                    "Shows a running VM's screen and windows, each in a window of this desktop; the "
                    "VM needs [gui] enabled = true. What follows NAME goes to lethe-view.",
                    "  lethe attach work\n"
-                   "  lethe attach work --help      # lethe-view's own options\n");
+                   "  lethe attach work --help      # lethe-view's own options\n",
+                   kFrontendExits);
   return run_frontend("lethe-view", line, argc, argv);
 }
 
@@ -59,7 +63,7 @@ int command_vnc(int argc, char** argv) {
   CommandLine line("vnc",
                    "Serves a running VM's screen to VNC clients and browsers; the VM needs [gui] "
                    "enabled = true. What follows NAME goes to lethe-vnc.",
-                   "  lethe vnc work --help         # lethe-vnc's own options\n");
+                   "  lethe vnc work --help         # lethe-vnc's own options\n", kFrontendExits);
   return run_frontend("lethe-vnc", line, argc, argv);
 }
 
@@ -69,7 +73,8 @@ int command_shot(int argc, char** argv) {
                    "the VM needs [gui] enabled = true. What follows NAME goes to lethe-shot.",
                    "  lethe shot work screen.png\n"
                    "  lethe shot work xterm.png --window xterm\n"
-                   "  lethe shot work --help        # lethe-shot's own options\n");
+                   "  lethe shot work --help        # lethe-shot's own options\n",
+                   kFrontendExits);
   return run_frontend("lethe-shot", line, argc, argv);
 }
 

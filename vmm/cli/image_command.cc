@@ -87,8 +87,8 @@ int command_image(int argc, char** argv) {
       "(uidmap) or fakechroot are there.",
       "  lethe image debian disk.img && lethe run disk.img.toml\n"
       "  lethe image debian --package nginx --size 8G --ssh-key ~/.ssh/id_ed25519.pub web.img\n"
-      "  lethe image debian --desktop desktop.img\n\n"
-      "Exit codes: 0 made, 1 failed, 2 usage (or OUT exists), 130 interrupted.\n");
+      "  lethe image debian --desktop desktop.img\n",
+      "0 made; 1 failed; 2 bad usage, or OUT exists; 130 interrupted.");
   ImageOptions options;
   ImageWords words;
   add_options(line.app(), options, words);

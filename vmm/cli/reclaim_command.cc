@@ -83,12 +83,12 @@ int command_reclaim(int argc, char** argv) {
                    "Pulls free memory out of a running guest now: BYTES of it, or all that the "
                    "guest can spare. The guest keeps a reserve.",
                    "  lethe reclaim web\n"
-                   "  lethe reclaim web 512M\n\n"
-                   "Exit codes: 0 done, 1 incomplete or not possible (a line says why), 2 bad\n"
-                   "usage, 130 interrupted.\n");
+                   "  lethe reclaim web 512M\n",
+                   "0 done; 1 incomplete or not possible: a line says why; 2 bad usage; "
+                   "130 interrupted.");
   std::string name;
   std::string amount = "all";
-  line.app().add_option("NAME", name, "The VM's name (lethe top lists those that run)")->required();
+  line.app().add_option("NAME", name, "The VM's name (lethe ps lists those that run)")->required();
   line.app().add_option("BYTES", amount, "How much, such as 512M, or all (default)");
   if (const auto code = line.parse(argc, argv)) return *code;
   const auto bytes = parse_size(amount);

@@ -10,6 +10,7 @@
 #include "vmm/cli/command.h"
 #include "vmm/cli/vm_client.h"
 #include "vmm/config_schema.h"
+#include "vmm/detach.h"
 #include "vmm/snapshot/snapshot.h"
 
 namespace lethe {
@@ -28,11 +29,11 @@ int command_snapshot(int argc, char** argv) {
   CommandLine line(
       "snapshot",
       "Saves a running VM as the new directory DIR, from which `lethe restore` runs it "
-      "on. The guest stands still while it is saved, and goes on.",
+      "on. The guest stands still while it is saved, and goes on. The disks are not part of it: "
+      "`lethe restore` wants them as they were; use --stop, or copy them while the VM is paused.",
       "  lethe snapshot web /var/tmp/web-before-upgrade\n"
-      "  lethe snapshot web saved --stop && lethe restore saved\n\n"
-      "The disks are not part of it: `lethe restore` wants them as they were. Use\n"
-      "--stop, or copy them while the VM is paused.\n");
+      "  lethe snapshot web saved --stop && lethe restore saved\n",
+      "0 saved; 1 it was not, or the VM does not run; 2 bad usage.");
   std::string name;
   std::string dir;
   bool stop = false;
@@ -76,11 +77,14 @@ int command_restore(int argc, char** argv) {
   CommandLine line(
       "restore",
       "Runs the VM of a snapshot on, from where it stopped, to its end. Console, "
-      "sockets and exit codes are those of `lethe run`.",
+      "sockets and exit codes are those of `lethe run`. Memory is read when the guest needs it, "
+      "and "
+      "checked then: an altered file ends the VM. --verify reads and checks all of it first.",
       "  lethe restore saved\n"
-      "  lethe restore saved --name web-2 --non-interactive\n\n"
-      "Memory is read when the guest needs it, and checked then: an altered file ends\n"
-      "the VM. --verify reads and checks all of it first.\n");
+      "  lethe restore saved --name web-2 --detach\n",
+      "0 the guest powered off, or runs detached; 1 host error; 2 the snapshot does not fit, or "
+      "bad "
+      "usage; 3 to 7 and 64 + N as lethe run.");
   std::string dir;
   std::string log;
   RestoreOptions restore;
@@ -93,13 +97,25 @@ int command_restore(int argc, char** argv) {
   line.app().add_option("--log", log, "What to log: LEVEL, or MODULE=LEVEL,... (default: warn)");
   line.app().add_flag("--non-interactive,--no-tty", options.non_interactive,
                       "Leave the terminal alone: only print the console");
+  bool detached = false;
+  line.app().add_flag("-d,--detach", detached,
+                      "Return when the VM runs, and leave it to itself (lethe ps lists it)");
   if (const auto code = line.parse(argc, argv)) return *code;
   if (const auto set = set_log_levels(log); !set) return fail_with(set.error());
+  DetachedSide side;
+  if (detached) {
+    // Before the snapshot's threads are made.
+    auto made = detach();
+    if (!made) return fail_with(made.error());
+    side = std::move(*made);
+    if (side.parent_code) return *side.parent_code;
+    options.non_interactive = true;
+  }
   const auto snapshot = Snapshot::open(dir, restore);
   if (!snapshot) return fail_with(snapshot.error());
   options.config_file = dir;
   options.snapshot = snapshot->get();
-  return run_machine((*snapshot)->config(), options);
+  return run_machine((*snapshot)->config(), options, std::move(side.signal));
 }
 
 }  // namespace lethe

@@ -31,11 +31,11 @@ int command_stats(int argc, char** argv) {
                    "became of it.",
                    "  lethe stats web\n"
                    "  lethe stats web --json | jq .memory.resident_bytes\n"
-                   "  curl --unix-socket $XDG_RUNTIME_DIR/lethe/web/api.sock http://web/metrics\n\n"
-                   "Exit codes: 0 shown, 1 the VM does not run or does not answer, 2 bad usage.\n");
+                   "  curl --unix-socket $XDG_RUNTIME_DIR/lethe/web/api.sock http://web/metrics\n",
+                   "0 shown; 1 the VM does not run or does not answer; 2 bad usage.");
   std::string name;
   bool as_json = false;
-  line.app().add_option("NAME", name, "The VM's name (lethe top lists those that run)")->required();
+  line.app().add_option("NAME", name, "The VM's name (lethe ps lists those that run)")->required();
   line.app().add_flag("--json", as_json, "Everything, as JSON");
   if (const auto code = line.parse(argc, argv)) return *code;
   if (const auto printed = print_stats(name, as_json); !printed) {

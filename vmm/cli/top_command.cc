@@ -1,7 +1,5 @@
 // `lethe top`: all VMs of this user, live.
 #include <fmt/format.h>
-#include <poll.h>
-#include <signal.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -13,6 +11,7 @@
 #include "vmm/cli/command.h"
 #include "vmm/cli/top_view.h"
 #include "vmm/cli/vm_client.h"
+#include "vmm/cli/wait_signals.h"
 #include "vmm/terminal.h"
 
 namespace lethe {
@@ -42,38 +41,6 @@ std::vector<TopRow> look(TopSampler& sampler, TopSort sort) {
   return rows;
 }
 
-// Signals come only while ppoll() waits; the last one is kept.
-volatile sig_atomic_t caught = 0;
-
-class Signals {
- public:
-  Signals() {
-    struct sigaction action{};
-    action.sa_handler = [](int signal) { caught = signal; };
-    ::sigemptyset(&x_set);
-    for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGWINCH, SIGCONT}) {
-      ::sigaddset(&x_set, signal);
-      (void)::sigaction(signal, &action, nullptr);
-    }
-    (void)::sigprocmask(SIG_BLOCK, &x_set, &x_open);
-    for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGWINCH, SIGCONT})
-      ::sigdelset(&x_open, signal);
-  }
-  // Until a key, a signal or the time; returns the signal, or 0.
-  int wait(milliseconds delay, bool& key) {
-    caught = 0;
-    pollfd input{STDIN_FILENO, POLLIN, 0};
-    const timespec time{.tv_sec = delay.count() / 1000,
-                        .tv_nsec = delay.count() % 1000 * 1'000'000};
-    key = ::ppoll(&input, 1, &time, &x_open) > 0;
-    return caught;
-  }
-
- private:
-  sigset_t x_set;
-  sigset_t x_open;  // the mask of the waits
-};
-
 class Screen {
  public:
   Screen(milliseconds interval, TopSort sort) : x_interval(interval), x_sort(sort) {}
@@ -94,10 +61,10 @@ class Screen {
 
  private:
   std::optional<int> wait(milliseconds left) {
-    bool key = false;
-    switch (const int signal = x_signals.wait(left, key)) {
+    pollfd input{STDIN_FILENO, POLLIN, 0};
+    switch (const int signal = x_signals.wait({&input, 1}, left)) {
       case 0:
-        return key ? read_key() : std::nullopt;
+        return input.revents != 0 ? read_key() : std::nullopt;
       case SIGCONT:
         x_raw->reapply();
         put(kEnterScreen);
@@ -160,7 +127,7 @@ class Screen {
 
   const milliseconds x_interval;
   TopSort x_sort;
-  Signals x_signals;
+  WaitSignals x_signals{SIGINT, SIGTERM, SIGHUP, SIGWINCH, SIGCONT};
   std::unique_ptr<RawTerminal> x_raw;
   TopSampler x_sampler;
   std::vector<TopRow> x_rows;
@@ -169,14 +136,15 @@ class Screen {
 }  // namespace
 
 int command_top(int argc, char** argv) {
-  CommandLine line("top",
-                   "Shows all running VMs of this user, live: what each holds, and what its guest "
-                   "gave back. Keys: q quits; m, c, r, n sort by memory, CPU, returned, name.",
-                   "  lethe top\n"
-                   "  lethe top -d 5 --sort returned\n"
-                   "  lethe top --once --sort cpu\n\n"
-                   "Where the output is no terminal, one table is printed, as with --once.\n"
-                   "Exit codes: 0, 1 host error, 2 bad usage, 128 + N ended by signal N.\n");
+  CommandLine line(
+      "top",
+      "Shows all running VMs of this user, live: what each holds, and what its guest "
+      "gave back. Keys: q quits; m, c, r, n sort by memory, CPU, returned, name. Where "
+      "the output is no terminal, one table is printed, as with --once.",
+      "  lethe top\n"
+      "  lethe top -d 5 --sort returned\n"
+      "  lethe top --once --sort cpu\n",
+      "0 shown; 1 host error; 2 bad usage; 128 + N ended by signal N.");
   double delay = 1;
   bool once = false;
   std::string sort = "memory";

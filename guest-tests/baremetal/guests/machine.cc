@@ -27,6 +27,7 @@ void guest_main() {
       {"x2apic", machine::x2apic, true},
       {"power-button", machine::power_button, true},
       {"ignore-button", machine::ignore_button, true},
+      {"echo", machine::echo, true},
       {"halt-is-no-exit", machine::halt_is_no_exit, true},
       {"exit-0", machine::exit_0, true},
       {"exit-5", machine::exit_5, true},

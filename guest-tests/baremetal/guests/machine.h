@@ -31,6 +31,9 @@ void halt_is_no_exit();
 void power_button();
 void ignore_button();
 
+// machine_echo.cc: for ../../lifecycle_test.cc, which types.
+void echo();
+
 // machine_end.cc: each ends the VM.
 void exit_0();
 void exit_5();

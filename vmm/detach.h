@@ -1,0 +1,41 @@
+// `lethe run -d`: the VM as a process of its own, which outlives the command that started it. No
+// daemon: the VM is the detached process.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/result.h"
+#include "base/unique_fd.h"
+
+namespace lethe {
+
+// The VM's end of the line to the command that waits for it. Invalid: nobody waits.
+class StartSignal {
+ public:
+  StartSignal() = default;
+  explicit StartSignal(UniqueFd line) : x_line(std::move(line)) {}
+  [[nodiscard]] bool detached() const { return x_line.valid() || x_sent; }
+  // The guest runs: tells the service manager, if one waits for it (sd_notify); lets the command
+  // end, and sends standard error to `messages` (a path) from here on. Once; later calls do
+  // nothing.
+  [[nodiscard]] Result<> send(const std::string& messages);
+
+ private:
+  UniqueFd x_line;
+  bool x_sent = false;
+  bool x_told_systemd = false;
+};
+
+// Goes on in a child, in a session of its own, with standard input and output at /dev/null and
+// standard error as it is until StartSignal::send(). Returns in both: in the child the signal, in
+// the parent the exit code of the command: 0 once the VM runs, else what the child ended with; it
+// has said why. Before any thread is made.
+struct DetachedSide {
+  std::optional<int> parent_code;
+  StartSignal signal;
+};
+[[nodiscard]] Result<DetachedSide> detach();
+
+}  // namespace lethe
