@@ -149,7 +149,7 @@ TEST_F(CommandTable, bash_completes_commands_options_and_names_of_vms) {
   const auto web = RunDir::create("web");
   const auto work = RunDir::create("work");
   ASSERT_TRUE(web && work);
-  EXPECT_EQ(complete("re", 1), "resume reclaim\n");
+  EXPECT_EQ(complete("recl", 1), "reclaim\n");
   for (const Command& command : commands()) {
     SCOPED_TRACE(command.name);
     EXPECT_THAT(" " + complete("''", 1), HasSubstr(std::string(" ") + command.name));
