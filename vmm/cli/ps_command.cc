@@ -16,7 +16,7 @@ namespace lethe {
 namespace {
 
 constexpr std::chrono::milliseconds kPsPatience{1000};  // with one VM
-constexpr uint64_t kStatmUnit = 4096;  // a page
+constexpr uint64_t kStatmUnit = 4096;                   // a page
 
 struct PsRow {
   RunningVm vm;
