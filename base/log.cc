@@ -15,7 +15,7 @@ namespace lethe {
 namespace {
 
 constexpr std::array<std::string_view, kLogModules> kModuleNames = {
-    "vmm", "memory", "virtio", "pci", "block", "console", "rng", "legacy", "gui", "vsock"};
+    "vmm", "memory", "virtio", "pci", "block", "console", "rng", "legacy", "gui", "vsock", "net"};
 constexpr std::array<std::string_view, 6> kLevelNames = {"trace", "debug", "info",
                                                          "warn",  "error", "off"};
 constexpr std::array<spdlog::level::level_enum, 6> kSpdlogLevels = {
@@ -24,8 +24,9 @@ constexpr std::array<spdlog::level::level_enum, 6> kSpdlogLevels = {
 
 std::array<std::atomic<LogLevel>, kLogModules>& levels() {
   static std::array<std::atomic<LogLevel>, kLogModules> levels = {
-      LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn,
-      LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn};
+      LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn,
+      LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn,
+      LogLevel::kWarn, LogLevel::kWarn, LogLevel::kWarn};
   return levels;
 }
 
@@ -86,7 +87,7 @@ Result<> set_log_levels(std::string_view spec) {
     if (!module)
       return config_error(
           "log module '{}' is not known: use vmm, memory, virtio, pci, block, console, rng, "
-          "legacy or gui",
+          "legacy, gui, vsock or net",
           item.substr(0, equals));
     wanted[*module] = static_cast<LogLevel>(*level);
   }

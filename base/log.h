@@ -27,9 +27,10 @@ enum class LogModule : uint8_t {
   kRng,
   kLegacy,
   kGui,
-  kVsock
+  kVsock,
+  kNet
 };
-inline constexpr int kLogModules = 10;
+inline constexpr int kLogModules = 11;
 
 // Sets the level of every module, or of one. `spec` is "LEVEL" or "MODULE=LEVEL,...", for example
 // "info" or "warn,block=debug". Default: warn. Error: names the unknown word and the valid ones.

@@ -190,7 +190,8 @@ void Parser::parse_repeated(const toml::node& node, const ConfigSection& section
         fmt::format("is {}: write [[{}]] above each one's keys", type_words(node), name));
   }
   const bool disks = name == "disk";
-  const size_t most = disks ? kDisksMax : kScreenStepsMax;
+  const bool nets = name == "net";
+  const size_t most = disks ? kDisksMax : nets ? kNetsMax : kScreenStepsMax;
   size_t index = 0;
   for (const toml::node& entry : *tables) {
     const Place place = place_of(entry.source());
@@ -198,11 +199,13 @@ void Parser::parse_repeated(const toml::node& node, const ConfigSection& section
       return key_error(place, name, fmt::format("is one too many: at most {}", most));
     if (disks)
       x_config.disks.emplace_back();
+    else if (nets)
+      x_config.nets.emplace_back();
     else
       x_config.check.screen.emplace_back();
     const size_t errors = x_errors.size();
     parse_table(*entry.as_table(), section, index);
-    if (!disks && x_errors.size() == errors)
+    if (!disks && !nets && x_errors.size() == errors)
       check_step(place, x_config.check.screen[index]);
     else if (disks && !entry.as_table()->contains("path"))
       key_error(place, "disk.path", "is missing: name the disk's image file, path = \"root.img\"");
@@ -266,17 +269,17 @@ void Parser::apply_override(const std::string& item) {
   const std::string text = item.substr(equals + 1);
   size_t dot = full.find('.');
   const std::string section = dot == std::string::npos ? "" : full.substr(0, dot);
-  size_t disk = 0;
-  if (section == "disk") {
+  size_t index = 0;
+  if (section == "disk" || section == "net") {
+    const size_t count = section == "disk" ? x_config.disks.size() : x_config.nets.size();
     const size_t second = full.find('.', dot + 1);
     const auto number = parse_size(std::string_view(full).substr(dot + 1, second - dot - 1));
-    if (second == std::string::npos || !number || *number >= x_config.disks.size())
-      return key_error(
-          place, full,
-          fmt::format("names no disk: write disk.N.path, with N less than the {} disks "
-                      "of the config",
-                      x_config.disks.size()));
-    disk = *number;
+    if (second == std::string::npos || !number || *number >= count)
+      return key_error(place, full,
+                       fmt::format("names no {0}: write {0}.N.{1}, with N less than the {2} {0}s "
+                                   "of the config",
+                                   section, section == "disk" ? "path" : "tap", count));
+    index = *number;
     dot = second;
   }
   const std::string name = dot == std::string::npos ? full : full.substr(dot + 1);
@@ -291,9 +294,9 @@ void Parser::apply_override(const std::string& item) {
   if ((!text_key || quoted) && !toml_too_deep(line)) {
     const auto parsed = toml::parse(line);
     if (parsed && parsed.table().size() == 1)
-      return parse_value(*key, place, *parsed.table().get("value"), disk);
+      return parse_value(*key, place, *parsed.table().get("value"), index);
   }
-  parse_value(*key, place, toml::value<std::string>(text), disk);
+  parse_value(*key, place, toml::value<std::string>(text), index);
 }
 
 // What concerns several keys of [memory] and [balloon] at once.
@@ -331,6 +334,10 @@ void Parser::finish() {
     key_error({x_shown_file}, "boot.kernel",
               "is missing: name the kernel to boot, kernel = \"vmlinuz\" under [boot]");
   finish_memory();
+  // Of a table with a wrong key, the rest would say little.
+  for (size_t i = 0; x_errors.empty() && i < x_config.nets.size(); ++i)
+    if (const auto wrong = net_problem(x_config.nets[i]))
+      key_error({x_shown_file}, fmt::format("net.{}", i), *wrong);
   if (x_config.check.present && x_config.check.exit == "reboot" &&
       x_config.boot.on_reboot == OnReboot::kRestart)
     key_error({x_shown_file}, "check.exit",

@@ -20,6 +20,7 @@
 namespace lethe {
 
 inline constexpr uint64_t kConfigFileBytesMax = 1 << 20;
+inline constexpr size_t kNetsMax = 8;
 inline constexpr size_t kDisksMax = 24;  // PCI bus 0 has 32 slots; the rest is for other devices
 
 // How memory that the guest gives back is forgotten: DESIGN 4.2.
@@ -95,6 +96,25 @@ struct DiskConfig {
   uint64_t iops_max = 0;             // requests per second, 0: no limit
   uint64_t bandwidth_bytes_max = 0;  // bytes per second, 0: no limit
   bool operator==(const DiskConfig&) const = default;
+};
+
+// How a guest's network card is connected: exactly one of the first four.
+struct NetConfig {
+  bool user = false;                  // passt
+  std::string tap;                    // a tap's name
+  std::optional<uint32_t> tap_fd;     // an open tap's descriptor
+  std::string socket;                 // a Unix stream socket to connect to
+  std::vector<std::string> forwards;  // with user, as the next two: parse_forward()
+  bool host_loopback = false;
+  std::vector<std::string> passt_options;
+  std::string mac;                   // empty: default_mac()
+  std::optional<uint32_t> mtu;       // kNetMtuMin to kNetMtuMax; none: 65520 with user, else 1500
+  uint32_t queues = 1;               // pairs, 1 to 8; more than 1 with tap only
+  uint32_t queue_size = 256;         // a power of two, 16 to 1024
+  bool link = true;                  // up at first
+  uint64_t bandwidth_bytes_max = 0;  // bytes per second and direction, 0: no limit
+  uint64_t packets_max = 0;          // per second and direction, 0: no limit
+  bool operator==(const NetConfig&) const = default;
 };
 
 struct RngConfig {
@@ -185,6 +205,7 @@ struct VmConfig {
   BootConfig boot;
   ConsoleConfig console;
   std::vector<DiskConfig> disks;
+  std::vector<NetConfig> nets;
   RngConfig rng;
   VsockConfig vsock;
   GuiConfig gui;

@@ -42,6 +42,9 @@ constexpr ConfigSection kSections[] = {
      "The guest's consoles: a serial port (`ttyS0` in Linux) and a virtio console (`hvc0`)."},
     {"disk", true,
      "A disk; repeat the table for more. Linux calls the first one `vda`, the next one `vdb`."},
+    {"net", true,
+     "A network card; repeat the table for more. Each has one of `user`, `tap`, `tap_fd` and "
+     "`socket`. See [net.md](net.md)."},
     {"rng", false, "The virtio random source."},
     {"vsock", false,
      "The virtio socket device: streams between programs of the guest's and of the host's. See "
@@ -399,7 +402,8 @@ constexpr ConfigKey kKeys[] = {
 std::span<const ConfigKey> config_keys() {
   static const std::vector<ConfigKey> all = [] {
     std::vector<ConfigKey> keys(std::begin(kKeys), std::end(kKeys));
-    for (const auto& more : {gui_config_keys(), screen_config_keys(), vsock_config_keys()})
+    for (const auto& more :
+         {net_config_keys(), gui_config_keys(), screen_config_keys(), vsock_config_keys()})
       keys.insert(keys.end(), more.begin(), more.end());
     return keys;
   }();

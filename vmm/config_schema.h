@@ -75,9 +75,12 @@ struct ConfigSection {
 
 [[nodiscard]] std::span<const ConfigKey> config_keys();
 [[nodiscard]] std::span<const ConfigKey> gui_config_keys();     // of [gui], among config_keys()
+[[nodiscard]] std::span<const ConfigKey> net_config_keys();     // of [[net]], likewise
 [[nodiscard]] std::span<const ConfigKey> screen_config_keys();  // of [[check.screen]], likewise
 [[nodiscard]] std::span<const ConfigKey> vsock_config_keys();   // of [vsock], likewise
 [[nodiscard]] std::span<const ConfigSection> config_sections();
+// What is wrong with the keys of a [[net]] taken together; nothing if they fit.
+[[nodiscard]] std::optional<std::string> net_problem(const NetConfig& net);
 [[nodiscard]] const ConfigKey* find_config_key(std::string_view section, std::string_view name);
 
 // What a right value looks like: "a whole number from 1 to 64".

@@ -384,13 +384,16 @@ TEST(Config, documented_defaults_are_the_defaults) {
     std::string text = kKernel;
     if (key.section == "disk") {
       text += "[[disk]]\npath = \"x\"\n";
+    } else if (key.section == "net") {
+      text += "[[net]]\nuser = true\n";
     } else if (key.section == "check.screen") {
       text += "[gui]\nenabled = true\n[[check.screen]]\ntype = \"x\"\n";
     }
     const Parsed without = parse(text);
     if (key.section.empty()) {
       text = fmt::format("{} = {}\n{}", key.name, key.fallback, text);
-    } else if (key.section == "boot" || key.section == "disk" || key.section == "check.screen") {
+    } else if (key.section == "boot" || key.section == "disk" || key.section == "net" ||
+               key.section == "check.screen") {
       text += fmt::format("{} = {}\n", key.name, key.fallback);
     } else {
       text += fmt::format("[{}]\n{} = {}\n", key.section, key.name, key.fallback);

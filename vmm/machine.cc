@@ -25,6 +25,7 @@
 #include "vmm/machine_legacy.h"
 #include "vmm/machine_memory.h"
 #include "vmm/memory_return.h"
+#include "vmm/net_host.h"
 #include "vmm/snapshot/memory_loader.h"
 #include "vmm/snapshot/snapshot.h"
 #include "vmm/vsock_socket.h"
@@ -99,6 +100,8 @@ Result<std::unique_ptr<Machine>> Machine::create(const VmConfig& config, EventLo
 Result<> Machine::build(ByteSink& console, Snapshot* from) {
   LETHE_TRY_ASSIGN(Kvm kvm, Kvm::open());
   x_kvm = std::make_unique<Kvm>(std::move(kvm));
+  // First of all: a passt gets ready meanwhile.
+  LETHE_TRY_ASSIGN(x_net_host, NetHost::create(x_config, x_loop));
   LETHE_TRY_ASSIGN(x_cpuid, supported_cpuid(*x_kvm));
   if (from != nullptr) {
     from->machine().begin_section("machine", 1);
@@ -177,6 +180,11 @@ Result<> Machine::build_virtio(ByteSink& console) {
     LETHE_TRY_ASSIGN(auto disk, BlockDevice::open(block_options(x_config.disks[i], i)));
     x_disks.push_back(disk.get());
     LETHE_TRY(add_virtio(std::move(disk)));
+  }
+  for (size_t i = 0; i < x_net_host->count(); ++i) {
+    LETHE_TRY_ASSIGN(auto net, x_net_host->make_device(i));
+    x_nets.push_back(net.get());
+    LETHE_TRY(add_virtio(std::move(net)));
   }
   if (x_vsock_socket != nullptr) LETHE_TRY(build_vsock());
   if (x_gui != nullptr) LETHE_TRY(build_gui());

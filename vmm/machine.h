@@ -37,6 +37,8 @@ class MemoryReturn;
 class MetricSink;
 class PendingMemory;
 class Snapshot;
+class NetDevice;
+class NetHost;
 class VirtioDevice;
 class VirtioPciTransport;
 class VsockDevice;
@@ -109,6 +111,8 @@ class Machine final : private MachineControl {
 
   // Null without a balloon.
   [[nodiscard]] MemoryReturn* memory_return() { return x_return.get(); }
+  [[nodiscard]] std::span<NetDevice* const> nets() const { return x_nets; }
+  [[nodiscard]] NetHost& net_host() { return *x_net_host; }
   // The loop that governs it; null where that is.
   [[nodiscard]] MachineMemory* memory_policy() { return x_policy.get(); }
 
@@ -172,10 +176,12 @@ class Machine final : private MachineControl {
   std::unique_ptr<Ioapic> x_ioapic;
   std::unique_ptr<Legacy> x_legacy;
   std::unique_ptr<InputDevices> x_input;  // the GPU calls it
+  std::unique_ptr<NetHost> x_net_host;
   std::unique_ptr<PciBus> x_pci;
   // x_pci owns these.
   ConsoleDevice* x_virtio_console = nullptr;
   std::vector<BlockDevice*> x_disks;
+  std::vector<NetDevice*> x_nets;
   const VsockDevice* x_vsock = nullptr;
   const GpuDevice* x_gpu = nullptr;
   std::vector<const InputDevice*> x_input_devices;

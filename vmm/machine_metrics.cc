@@ -12,6 +12,7 @@
 #include "devices/virtio/console/console.h"
 #include "devices/virtio/gpu/gpu.h"
 #include "devices/virtio/input/input.h"
+#include "devices/virtio/net/net.h"
 #include "devices/virtio/pci_transport.h"
 #include "devices/virtio/rng/rng.h"
 #include "devices/virtio/vsock/vsock.h"
@@ -94,6 +95,42 @@ void report_block(const BlockDevice& disk, MetricSink& sink) {
                load(counters.throttled), {{"device", disk.name()}});
 }
 
+void report_net(const NetDevice& net, MetricSink& sink) {
+  const NetCounters& counters = net.counters();
+  const char* const device = net.name();
+  sink.gauge("lethe_net_link_up", "1 while the link is up.", net.link_up() ? 1 : 0,
+             {{"device", device}});
+  const struct {
+    const char* direction;
+    const std::atomic<uint64_t>& frames;
+    const std::atomic<uint64_t>& bytes;
+  } kDirections[] = {{"tx", counters.tx_frames, counters.tx_bytes},
+                     {"rx", counters.rx_frames, counters.rx_bytes}};
+  for (const auto& [direction, frames, bytes] : kDirections) {
+    sink.counter("lethe_net_frames_total", "Frames from (tx) and to (rx) the guest.", load(frames),
+                 {{"device", device}, {"direction", direction}});
+    sink.counter("lethe_net_bytes_total", "Bytes of these frames.", load(bytes),
+                 {{"device", device}, {"direction", direction}});
+  }
+  const struct {
+    const char* why;
+    const std::atomic<uint64_t>& count;
+  } kDrops[] = {{"tx_refused", counters.tx_refused},     {"tx_failed", counters.tx_failed},
+                {"tx_link_down", counters.tx_dropped},   {"rx_link_down", counters.rx_dropped},
+                {"rx_too_large", counters.rx_too_large}, {"rx_buffer", counters.rx_refused}};
+  for (const auto& [why, count] : kDrops)
+    sink.counter("lethe_net_dropped_total", "Frames and receive buffers of no use, by reason.",
+                 load(count), {{"device", device}, {"why", why}});
+  sink.counter("lethe_net_throttled_total", "Times the rate limit held frames back.",
+               load(counters.throttled), {{"device", device}});
+  sink.counter("lethe_net_commands_total", "Commands on the control queue.",
+               load(counters.commands), {{"device", device}});
+  sink.counter("lethe_net_commands_refused_total", "Of these, the refused ones.",
+               load(counters.commands_refused), {{"device", device}});
+  sink.counter("lethe_net_lost_total", "Times the host's end of the link went away.",
+               load(counters.lost), {{"device", device}});
+}
+
 void report_input(const InputDevice& input, MetricSink& sink) {
   const InputCounters& counters = input.counters();
   const char* const device = input.name();
@@ -166,6 +203,7 @@ void Machine::report_metrics(MetricSink& sink) const {
   report_legacy(sink);
   for (const VirtioPciTransport* transport : x_transports) report_transport(*transport, sink);
   for (const BlockDevice* disk : x_disks) report_block(*disk, sink);
+  for (const NetDevice* net : x_nets) report_net(*net, sink);
   if (x_vsock != nullptr) report_vsock(x_vsock->counters(), sink);
   if (x_gui != nullptr) x_gui->report_metrics(sink);
   if (x_gpu != nullptr) x_gpu->report_metrics(sink);

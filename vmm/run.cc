@@ -21,6 +21,7 @@
 #include "vmm/console_host.h"
 #include "vmm/gui_host.h"
 #include "vmm/machine.h"
+#include "vmm/net_host.h"
 #include "vmm/run_dir.h"
 #include "vmm/terminal.h"
 #include "vmm/vsock_socket.h"
@@ -139,6 +140,9 @@ class Session final : private RunControl {
       watch_input();
     }
     x_machine->start();
+    x_machine->net_host().set_listener([this](size_t net, bool up, const std::string& why) {
+      x_events.publish("link", {{"net", net}, {"up", up}, {"why", why}});
+    });
     x_events.publish("started", {{"boots", x_history.boots}});
     Result<> served;
     const auto serve = x_loop.make_timer([&] {

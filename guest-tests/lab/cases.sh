@@ -229,6 +229,53 @@ vsock() {
   echo "PASS linux-vsock: $(sed -n 's/^vsock_peer: //p' "$log.host")"
 }
 
+# An interface with an address and a route for passt to copy, and a server on the loopback.
+net_host() {
+  ip link set lo up
+  mkdir -p /etc
+  [ -e /etc/passwd ] || echo "nobody:x:65534:65534::/:/bin/false" >/etc/passwd
+  if ! ip link show up0 >/dev/null 2>&1; then
+    busybox tunctl -t up0 >/dev/null && ip addr add 192.0.2.7/24 dev up0 && ip link set up0 up &&
+      ip route add default via 192.0.2.1 dev up0 || return 1
+  fi
+  mkdir -p /tmp/www
+  dd if=/dev/urandom of=/tmp/www/file bs=64k count=64 2>/dev/null
+  busybox httpd -f -p 127.0.0.1:8000 -h /tmp/www &
+  httpd_pid=$!
+}
+
+# Not on a user's own network: in a namespace, unless this is the lab's machine.
+net_apart() {
+  if [ -d /ship/.lab ] || [ -n "${NET_APART:-}" ]; then
+    net
+  else
+    NET_APART=1 CASES=net unshare --user --map-root-user --net sh "$0"
+  fi
+}
+
+# A stock guest gets an address by DHCP through passt, and a file from the host's loopback.
+net() {
+  log=$OUT/linux-net.log
+  net_host || {
+    echo "FAIL linux-net: no interface for passt"
+    return 1
+  }
+  code=0
+  timeout -s KILL 240 "$LETHE" run guest-tests/lab/signals/linux-net.toml \
+    </dev/null >"$log" 2>&1 || code=$?
+  kill $httpd_pid
+  sum=$(md5sum </tmp/www/file | cut -d ' ' -f 1)
+  rm /tmp/www/file
+  if [ $code != 0 ] || ! grep -q "lethe-test: net: passed" "$log" ||
+    ! grep -q "lethe-test: net: address 192.0.2.7 router 192.0.2.1 mtu 65520" "$log" ||
+    ! grep -q "lethe-test: net: sum $sum" "$log"; then
+    echo "FAIL linux-net: exit code $code, the file's sum is $sum; the end of its console:"
+    tail -n 20 "$log"
+    return 1
+  fi
+  echo "PASS linux-net: an address by DHCP, 4 MiB from the host's loopback"
+}
+
 # $CASES, if given, are the only ones.
 wanted() { # wanted CASE
   [ -z "${CASES:-}" ] && return 0
@@ -244,6 +291,7 @@ run() { # run CASE COMMAND...
 run check "$LETHE" check --jobs 1 --out "$OUT" --junit "$OUT/junit.xml" "$@"
 run powerbutton power_button
 run snapshot snapshot
+run net net_apart
 run screen screen
 run windows windows
 run vsock vsock

@@ -82,5 +82,9 @@ void patch_log(const ApiCall& call);
 // console_api.cc: /console.
 void get_console_log(const ApiCall& call);
 void put_console_size(const ApiCall& call);
+// net_api.cc: /nets.
+void get_nets(const ApiCall& call);
+void get_net(const ApiCall& call);
+void patch_net(const ApiCall& call);
 
 }  // namespace lethe

@@ -86,6 +86,13 @@ class FakeTarget final : public ApiTarget {
     on_picture = std::move(done);
     return {};
   }
+  [[nodiscard]] std::vector<NetState> nets() override { return net_states; }
+  void set_net(size_t index, const NetChange& asked) override {
+    NetState& net = net_states[index];
+    net.up = net.link = asked.link.value_or(net.link);
+    net.bandwidth_max = asked.bandwidth_max.value_or(net.bandwidth_max);
+    net.packets_max = asked.packets_max.value_or(net.packets_max);
+  }
   [[nodiscard]] Result<> reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,
                                  std::function<void(ReclaimEnd)> done) override {
     if (refuse) return host_error("one pull is under way");
@@ -117,6 +124,12 @@ class FakeTarget final : public ApiTarget {
   GuiChange gui_asked;
   ScreenState screen{.width = 640, .height = 480, .shows = true};
   std::function<void(Result<std::string>)> on_picture;
+  std::vector<NetState> net_states{{.name = "net0",
+                                    .backend = "user",
+                                    .mac = "02:00:00:00:00:01",
+                                    .mtu = 65520,
+                                    .link = true,
+                                    .up = true}};
   bool refuse = false;
   std::optional<uint64_t> pulled;
   std::function<void(uint64_t)> on_progress;

@@ -8,10 +8,12 @@
 #include "devices/gui/gui.h"
 #include "devices/virtio/block/block.h"
 #include "devices/virtio/console/console.h"
+#include "devices/virtio/net/net.h"
 #include "vmm/api/events.h"
 #include "vmm/api/screenshot.h"
 #include "vmm/machine_memory.h"
 #include "vmm/memory_return.h"
+#include "vmm/net_config.h"
 #include "vmm/snapshot/snapshot.h"
 
 namespace lethe {
@@ -276,6 +278,32 @@ Result<> MachineTarget::screenshot(uint32_t number, std::function<void(Result<st
     });
   });
   return {};
+}
+
+std::vector<NetState> MachineTarget::nets() {
+  std::vector<NetState> nets;
+  for (size_t i = 0; i < x_machine.nets().size(); ++i) {
+    const NetDevice& net = *x_machine.nets()[i];
+    const NetConfig& config = x_config.nets[i];
+    nets.push_back({.name = net.name(),
+                    .backend = backend_name(config),
+                    .mac = mac_text(net.mac()),
+                    .mtu = mtu_of(config),
+                    .link = net.link_wanted(),
+                    .up = net.link_up(),
+                    .bandwidth_max = net.limits().bandwidth_max,
+                    .packets_max = net.limits().packets_max});
+  }
+  return nets;
+}
+
+void MachineTarget::set_net(size_t index, const NetChange& change) {
+  NetDevice& net = *x_machine.nets()[index];
+  NetLimits limits = net.limits();
+  limits.bandwidth_max = change.bandwidth_max.value_or(limits.bandwidth_max);
+  limits.packets_max = change.packets_max.value_or(limits.packets_max);
+  if (limits != net.limits()) net.set_limits(limits);
+  if (change.link) net.set_link(*change.link);
 }
 
 Result<> MachineTarget::reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,

@@ -71,6 +71,8 @@ class MachineTarget final : public ApiTarget {
   [[nodiscard]] Result<> resize_screen(uint32_t number, uint32_t width, uint32_t height) override;
   [[nodiscard]] Result<> screenshot(uint32_t number,
                                     std::function<void(Result<std::string>)> done) override;
+  [[nodiscard]] std::vector<NetState> nets() override;
+  void set_net(size_t index, const NetChange& change) override;
   [[nodiscard]] Result<> reclaim(uint64_t bytes, std::function<void(uint64_t)> progress,
                                  std::function<void(ReclaimEnd)> done) override;
   [[nodiscard]] std::string console_log() override { return x_console.kept(); }

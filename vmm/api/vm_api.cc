@@ -149,6 +149,9 @@ constexpr ApiRoute kRoutes[] = {
     {"/log", "PATCH", patch_log},
     {"/console/log", "GET", get_console_log},
     {"/console/size", "PUT", put_console_size},
+    {"/nets", "GET", get_nets},
+    {"/nets/{n}", "GET", get_net},
+    {"/nets/{n}", "PATCH", patch_net},
 };
 // clang-format on
 

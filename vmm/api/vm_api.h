@@ -87,6 +87,23 @@ struct DiskChange {
   std::optional<uint64_t> bandwidth_max;
 };
 
+// A network card.
+struct NetState {
+  std::string name;     // "net0"
+  std::string backend;  // "user", "tap", "tap_fd", "socket"
+  std::string mac;
+  uint32_t mtu = 0;
+  bool link = false;           // wanted
+  bool up = false;             // and there is another end
+  uint64_t bandwidth_max = 0;  // bytes per second and direction, 0: no limit
+  uint64_t packets_max = 0;    // per second and direction, 0: no limit
+};
+struct NetChange {
+  std::optional<bool> link;
+  std::optional<uint64_t> bandwidth_max;
+  std::optional<uint64_t> packets_max;
+};
+
 struct DecisionLine {
   double age_s = 0;
   std::string text;  // what was changed, and why
@@ -151,6 +168,9 @@ class ApiTarget {
   // A PNG file. `done` runs later on the main loop, unless the machine has ended by then.
   [[nodiscard]] virtual Result<> screenshot(uint32_t number,
                                             std::function<void(Result<std::string>)> done) = 0;
+  [[nodiscard]] virtual std::vector<NetState> nets() = 0;
+  // `index`: of nets().
+  virtual void set_net(size_t index, const NetChange& change) = 0;
   // Pulls free memory out of the guest: `bytes`, or UINT64_MAX for all. The callbacks run on the
   // main loop, `progress` (bytes so far) any number of times, `done` once, neither before this
   // returns, and not after the machine's end. Error: one line (there is no balloon).

@@ -192,6 +192,26 @@ TEST_F(VmApi, tells_and_sets_the_guis_limits) {
   expect_refused(409, "PATCH", "/gui", "{}", "no GUI");
 }
 
+TEST_F(VmApi, tells_and_sets_network_cards) {
+  EXPECT_THAT(ask("GET", "/nets").body, HasSubstr(R"("mac":"02:00:00:00:00:01")"));
+  EXPECT_THAT(ask("GET", "/nets/0").body, HasSubstr(R"("link":true,"up":true)"));
+  const auto changed =
+      ask("PATCH", "/nets/0", R"({"link":false,"bandwidth_max":"1M","packets_max":500})");
+  EXPECT_EQ(changed.status, 200u);
+  EXPECT_THAT(changed.body,
+              HasSubstr(R"("link":false,"up":false,"bandwidth_max":1048576,"packets_max":500)"));
+  expect_refused(404, "GET", "/nets/1", "", "there is no network card 1: this VM has 1");
+  expect_refused(404, "PATCH", "/nets/99999", "{}", "there is no network card");
+  for (const auto& [body, text] : std::initializer_list<std::pair<const char*, const char*>>{
+           {R"({"link":1})", "'link' must be true or false"},
+           {R"({"links":true})", "'links' can't be set; did you mean 'link'?"},
+           {R"({"packets_max":"5K"})", "'packets_max' must be a whole number"},
+           {R"({"bandwidth_max":-1})", "'bandwidth_max' must be"},
+           {R"([])", ""}})
+    expect_refused(400, "PATCH", "/nets/0", body, text);
+  EXPECT_FALSE(x_target.net_states[0].link) << "as it was set";
+}
+
 TEST_F(VmApi, bad_gui_bodies_change_nothing) {
   const auto refused = [&](const std::string& body, const std::string& text) {
     expect_refused(400, "PATCH", "/gui", body, text);

@@ -18,7 +18,8 @@ namespace {
 constexpr uint64_t kIgnoredMs = 20;
 constexpr uint64_t kGoodSector = 5;
 constexpr uint32_t kGoodBytes = 64;
-constexpr uint32_t kInputBytes = 8;  // of an event
+constexpr uint32_t kInputBytes = 8;        // of an event
+constexpr uint32_t kFrameBytes = 12 + 60;  // virtio's header and a frame
 
 virtio_gpu_ctrl_hdr* gpu_response(Target& t) {
   return reinterpret_cast<virtio_gpu_ctrl_hdr*>(t.data() + kPageSize);
@@ -82,7 +83,10 @@ uint16_t Target::lay_good_chain() {
     return 2;
   }
   uint32_t length = kGoodBytes;
-  if (virtio_id_ == VIRTIO_ID_INPUT) {
+  if (virtio_id_ == VIRTIO_ID_NET) {
+    memset(data_, 0, kFrameBytes);
+    length = kFrameBytes;
+  } else if (virtio_id_ == VIRTIO_ID_INPUT) {
     memset(data_, 0, kInputBytes);
     length = kInputBytes;
   } else if (is_reporting()) {
@@ -179,6 +183,10 @@ Target& vsock_target() {
   static Target target("vsock", VIRTIO_ID_VSOCK, 1);
   return target.find();
 }
+Target& net_target() {
+  static Target target("net", VIRTIO_ID_NET, 1);
+  return target.find();
+}
 
 void run_attacks(Target& target, const Attack* attacks, size_t count) {
   for (size_t i = 0; i < count; ++i) {
@@ -227,6 +235,7 @@ void guest_main() {
       {"rings-gpu", [] { rings(gpu_target()); }, true},
       {"rings-input", [] { rings(input_target()); }, true},
       {"rings-vsock", [] { rings(vsock_target()); }, true},
+      {"rings-net", [] { rings(net_target()); }, true},
       {"indirect-blk", [] { indirect(blk_target()); }},
       {"indirect-rng", [] { indirect(rng_target()); }},
       {"indirect-console", [] { indirect(console_target()); }},
@@ -235,6 +244,7 @@ void guest_main() {
       {"indirect-gpu", [] { indirect(gpu_target()); }, true},
       {"indirect-input", [] { indirect(input_target()); }, true},
       {"indirect-vsock", [] { indirect(vsock_target()); }, true},
+      {"indirect-net", [] { indirect(net_target()); }, true},
       {"setup-blk", [] { setup(blk_target()); }},
       {"setup-rng", [] { setup(rng_target()); }},
       {"setup-console", [] { setup(console_target()); }},
@@ -243,6 +253,7 @@ void guest_main() {
       {"setup-gpu", [] { setup(gpu_target()); }, true},
       {"setup-input", [] { setup(input_target()); }, true},
       {"setup-vsock", [] { setup(vsock_target()); }, true},
+      {"setup-net", [] { setup(net_target()); }, true},
       {"doorbells-blk", [] { doorbells(blk_target()); }},
       {"doorbells-rng", [] { doorbells(rng_target()); }},
       {"doorbells-console", [] { doorbells(console_target()); }},
@@ -251,6 +262,7 @@ void guest_main() {
       {"doorbells-gpu", [] { doorbells(gpu_target()); }, true},
       {"doorbells-input", [] { doorbells(input_target()); }, true},
       {"doorbells-vsock", [] { doorbells(vsock_target()); }, true},
+      {"doorbells-net", [] { doorbells(net_target()); }, true},
       {"registers-blk", [] { registers(blk_target()); }},
       {"registers-rng", [] { registers(rng_target()); }},
       {"registers-console", [] { registers(console_target()); }},
@@ -259,6 +271,7 @@ void guest_main() {
       {"registers-gpu", [] { registers(gpu_target()); }, true},
       {"registers-input", [] { registers(input_target()); }, true},
       {"registers-vsock", [] { registers(vsock_target()); }, true},
+      {"registers-net", [] { registers(net_target()); }, true},
       {"config-space", [] { config_space(blk_target()); }},
       {"config-window", [] { config_window(blk_target()); }},
       {"msix", [] { msix(blk_target()); }},

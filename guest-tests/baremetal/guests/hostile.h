@@ -21,9 +21,9 @@ enum Outcome : unsigned {
 };
 inline constexpr unsigned kRefused = kNeedsReset | kStatusError;
 
-// A device under attack: block, rng, the console's transmit queue, the balloon's inflate or
-// reporting queue, the GPU's control queue, an input device's status queue, vsock's
-// transmit queue. `features` are what the queue needs, indirect descriptors aside.
+// A device under attack: block, rng, the transmit queue of the console, of a network card or of
+// vsock, the balloon's inflate or reporting queue, the GPU's control queue, an input device's status
+// queue. `features` are what the queue needs, indirect descriptors aside.
 class Target {
  public:
   Target(const char* name, unsigned virtio_id, uint16_t queue_index, uint64_t features = 0)
@@ -78,6 +78,7 @@ Target& report_target();
 Target& gpu_target();
 Target& input_target();
 Target& vsock_target();
+Target& net_target();
 
 struct Attack {
   const char* name;

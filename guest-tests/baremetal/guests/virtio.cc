@@ -35,6 +35,9 @@ void guest_main() {
       {"idle", virtio::idle, true},
       {"vsock-echo", virtio::vsock_echo, true},
       {"busy", virtio::busy, true},
+      {"net-echo", virtio::net_echo, true},
+      {"net-dhcp", virtio::net_dhcp, true},
+      {"net-link", virtio::net_link, true},
   };
   run_cases("virtio", cases);
 }

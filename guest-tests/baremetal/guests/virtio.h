@@ -39,5 +39,9 @@ void idle();
 
 // virtio_vsock.cc
 void vsock_echo();
+// virtio_net.cc
+void net_echo();
+void net_dhcp();
+void net_link();
 
 }  // namespace virtio

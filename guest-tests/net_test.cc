@@ -1,0 +1,215 @@
+// A VM's network card from outside (label kvm): a test program at the other end, or passt, which
+// may be killed.
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "guest-tests/gui_vm.h"
+
+namespace {
+
+using lethe_test::kPatience;
+using lethe_test::Program;
+using lethe_test::soon;
+using testing::HasSubstr;
+
+constexpr size_t kEthernet = 14;
+using Frame = std::vector<uint8_t>;
+
+class NetVm : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (access("/dev/kvm", R_OK | W_OK) != 0)
+      GTEST_SKIP() << "SKIPPED: /dev/kvm is missing or not permitted";
+    char made[] = "/tmp/lethe-net-XXXXXX";
+    ASSERT_NE(mkdtemp(made), nullptr);
+    x_dir = made;
+    setenv("XDG_RUNTIME_DIR", x_dir.c_str(), 1);
+  }
+  void TearDown() override {
+    x_vm.kill_and_wait();
+    if (!x_dir.empty()) std::filesystem::remove_all(x_dir);
+  }
+  // `net`: the keys of [[net]]; `before`: words of a program that runs lethe.
+  void start(const std::string& test, const std::string& net,
+             std::vector<std::string> before = {}) {
+    const std::string folder = lethe_test::program_folder().parent_path() / "guest-tests/baremetal";
+    std::ofstream(x_dir + "/vm.toml")
+        << "name = \"vm\"\n[memory]\nsize = \"32M\"\n[boot]\nkernel = \"" << folder
+        << "/virtio.elf\"\ncmdline = \"test=" << test << "\"\n[[net]]\n"
+        << net;
+    before.insert(before.end(),
+                  {lethe_test::program_folder() / "lethe", "run", x_dir + "/vm.toml"});
+    x_vm = Program(before, x_dir + "/log");
+  }
+
+  std::string x_dir;
+  Program x_vm;
+};
+
+// The other end of `socket = PATH`: it listens before the VM starts.
+class Peer {
+ public:
+  explicit Peer(const std::string& path) {
+    sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}};
+    path.copy(address.sun_path, sizeof address.sun_path - 1);
+    x_listener = lethe::UniqueFd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    // SAFETY: a sockaddr_un is given as the sockaddr that bind() wants, with its size.
+    EXPECT_EQ(bind(x_listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address),
+              0);
+    EXPECT_EQ(listen(x_listener.get(), 1), 0);
+    limit(x_listener.get());
+  }
+  bool accept() {
+    x_stream = lethe::UniqueFd(::accept4(x_listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    limit(x_stream.get());
+    return x_stream.valid();
+  }
+  void hang_up() { x_stream.reset(); }
+  void send(const Frame& frame) const {
+    const uint32_t prefix = htonl(static_cast<uint32_t>(frame.size()));
+    EXPECT_EQ(::send(x_stream.get(), &prefix, sizeof prefix, MSG_NOSIGNAL), sizeof prefix);
+    EXPECT_EQ(::send(x_stream.get(), frame.data(), frame.size(), MSG_NOSIGNAL),
+              static_cast<ssize_t>(frame.size()));
+  }
+  // Empty if none comes in time.
+  [[nodiscard]] Frame receive() const {
+    uint32_t prefix = 0;
+    if (recv(x_stream.get(), &prefix, sizeof prefix, MSG_WAITALL) != sizeof prefix) return {};
+    Frame frame(ntohl(prefix));
+    const ssize_t got = recv(x_stream.get(), frame.data(), frame.size(), MSG_WAITALL);
+    return got == static_cast<ssize_t>(frame.size()) ? frame : Frame();
+  }
+
+ private:
+  static void limit(int fd) {
+    const timeval patience{.tv_sec = kPatience.count() / 1000, .tv_usec = 0};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  }
+  lethe::UniqueFd x_listener;
+  lethe::UniqueFd x_stream;
+};
+
+Frame text_frame(const std::string& text) {
+  Frame frame(kEthernet);
+  frame.insert(frame.end(), text.begin(), text.end());
+  return frame;
+}
+
+TEST_F(NetVm, frames_go_there_and_back) {
+  Peer peer(x_dir + "/net.sock");
+  start("net-echo", "socket = \"net.sock\"\n");
+  ASSERT_TRUE(peer.accept());
+  const Frame hello = peer.receive();
+  EXPECT_EQ(std::string(hello.begin(), hello.end()), "hello from the guest");
+  for (const size_t size : {60, 1514, 2036, 2037, 9014}) {
+    Frame frame(size);
+    for (size_t i = 0; i < size; ++i) frame[i] = static_cast<uint8_t>(i * 7 + size);
+    peer.send(frame);
+    EXPECT_EQ(peer.receive(), frame) << size;
+  }
+  peer.send(text_frame("bye"));
+  EXPECT_EQ(x_vm.wait_for_end(), 64) << x_vm.said();
+  EXPECT_THAT(x_vm.said(), HasSubstr("ok virtio/net-echo"));
+}
+
+TEST_F(NetVm, says_what_a_socket_that_nobody_listens_at_misses) {
+  start("net-echo", "socket = \"net.sock\"\n");
+  EXPECT_EQ(x_vm.wait_for_end(), 1);
+  EXPECT_THAT(x_vm.said(), HasSubstr("net.sock': No such file or directory"));
+}
+
+// Runs passt where it has an interface, an address and a route, whatever the host has: in a network
+// of its own.
+class PasstVm : public NetVm {
+ protected:
+  static constexpr const char* kNet =
+      "user = true\npasst_options = [\"--ipv4-only\", \"--dns\", \"none\"]\n";
+
+  void SetUp() override {
+    ASSERT_NO_FATAL_FAILURE(NetVm::SetUp());
+    if (IsSkipped()) return;
+    if (std::system("command -v passt ip unshare >/dev/null") != 0)
+      GTEST_SKIP() << "SKIPPED: needs passt, ip and unshare (apt-get install passt iproute2)";
+    const std::string probe = in_own_network("true") + " >" + x_dir + "/probe 2>&1";
+    if (std::system(probe.c_str()) != 0)
+      GTEST_SKIP() << "SKIPPED: this host does not let its users make network namespaces: "
+                   << lethe_test::file_text(x_dir + "/probe");
+  }
+  static std::string set_up() {
+    return "ip link set lo up && ip tuntap add dev up0 mode tap && ip link set up0 up && "
+           "ip addr add 192.0.2.7/24 dev up0 && ip route add default via 192.0.2.1 dev up0";
+  }
+  static std::string in_own_network(const std::string& command) {
+    return "unshare --user --map-root-user --net sh -c '" + set_up() + " && " + command + "'";
+  }
+  void start_with_passt(const std::string& test, const std::string& more = "") {
+    start(test, kNet + more,
+          {"unshare", "--user", "--map-root-user", "--net", "sh", "-c",
+           set_up() + " && exec \"$@\"", "sh"});
+  }
+  // The passt of our VM: the one in its network.
+  pid_t passt_pid() const {
+    for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+      const std::string pid = entry.path().filename();
+      if (pid.find_first_not_of("0123456789") != std::string::npos) continue;
+      if (!lethe_test::file_text("/proc/" + pid + "/comm").starts_with("passt")) continue;
+      if (parent_of(pid) == x_lethe) return std::stoi(pid);
+    }
+    return -1;
+  }
+  static std::string parent_of(const std::string& pid) {
+    const std::string status = lethe_test::file_text("/proc/" + pid + "/status");
+    const size_t at = status.find("PPid:\t");
+    return at == std::string::npos ? "" : status.substr(at + 6, status.find('\n', at) - at - 6);
+  }
+  std::string x_lethe;  // its process
+};
+
+TEST_F(PasstVm, the_guest_gets_an_address_by_dhcp) {
+  start_with_passt("net-dhcp");
+  EXPECT_EQ(x_vm.wait_for_end(), 64) << x_vm.said();
+  EXPECT_THAT(x_vm.said(), HasSubstr("net: offered 192.0.2.7"));
+}
+
+TEST_F(PasstVm, a_passt_that_dies_takes_the_link_down_and_a_new_one_brings_it_back) {
+  start_with_passt("net-link");
+  ASSERT_TRUE(x_vm.says_soon("net: link up\n")) << x_vm.said();
+  x_lethe = std::to_string(x_vm.pid());
+  pid_t passt = -1;
+  ASSERT_TRUE(soon([&] { return (passt = passt_pid()) > 0; }));
+  ASSERT_EQ(kill(passt, SIGKILL), 0);
+  EXPECT_EQ(x_vm.wait_for_end(), 64) << x_vm.said();
+  const std::string said = x_vm.said();
+  EXPECT_THAT(said, HasSubstr("net: link down\n"));
+  EXPECT_THAT(said, HasSubstr("net: link up again\n"));
+  EXPECT_THAT(said, HasSubstr("the link is down: passt: killed by signal 9"));
+  EXPECT_THAT(said, HasSubstr("the link is up: connected again after 1 attempt"));
+}
+
+TEST_F(PasstVm, passt_does_not_outlive_a_vm_that_is_killed) {
+  start_with_passt("net-link");
+  ASSERT_TRUE(x_vm.says_soon("net: link up\n")) << x_vm.said();
+  x_lethe = std::to_string(x_vm.pid());
+  pid_t passt = -1;
+  ASSERT_TRUE(soon([&] { return (passt = passt_pid()) > 0; }));
+  x_vm.kill_and_wait();
+  EXPECT_TRUE(soon([&] { return kill(passt, 0) != 0; }));
+}
+
+TEST_F(PasstVm, says_what_passt_said_when_it_can_not_start) {
+  start_with_passt("net-link", "forwards = [\"tcp:203.0.113.1:8080:80\"]\n");
+  EXPECT_TRUE(x_vm.says_soon("the link is down: passt: exit code 1: "));
+}
+
+TEST_F(NetVm, names_the_package_of_a_passt_that_is_missing) {
+  start("net-dhcp", "user = true\n", {"env", "PATH=/nonexistent"});
+  EXPECT_EQ(x_vm.wait_for_end(), 1);
+  EXPECT_EQ(x_vm.said(),
+            "lethe: net: user = true needs passt, which is not in PATH: install the package "
+            "'passt' (apt-get install passt)\n");
+}
+
+}  // namespace
