@@ -22,8 +22,8 @@ enum Outcome : unsigned {
 inline constexpr unsigned kRefused = kNeedsReset | kStatusError;
 
 // A device under attack: block, rng, the transmit queue of the console, of a network card or of
-// vsock, the balloon's inflate or reporting queue, the GPU's control queue, an input device's status
-// queue. `features` are what the queue needs, indirect descriptors aside.
+// vsock, the balloon's inflate or reporting queue, the GPU's control queue, an input device's
+// status queue. `features` are what the queue needs, indirect descriptors aside.
 class Target {
  public:
   Target(const char* name, unsigned virtio_id, uint16_t queue_index, uint64_t features = 0)
