@@ -151,7 +151,7 @@ Result<> show_ended(const std::string& name, std::optional<uint64_t> lines, bool
   const std::string_view end = last_lines(*said, 1);
   print_error(fmt::format("'{}' does not run any more; it ran detached{}", name,
                           end.empty() ? ", and ended without a word" : ", and said last:"));
-  if (!end.empty()) print_error(printable(end.substr(0, end.find('\n'))));
+  if (!end.empty()) fmt::print(stderr, "{}\n", printable(end.substr(0, end.find('\n'))));
   return {};
 }
 
