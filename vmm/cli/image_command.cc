@@ -48,8 +48,9 @@ void add_options(CLI::App& app, ImageOptions& options, ImageWords& words) {
                  "Install an ssh server, and let the public keys in this file log in as root");
   app.add_flag("--force", options.force, "Replace OUT, and the files beside it");
   app.add_flag("-v,--verbose", options.verbose, "Show what mmdebstrap, tar and mke2fs say");
-  // For our own tests: a stand-in for lethe-agent.
+  // For our own tests: stand-ins.
   app.add_option("--agent-program", options.agent_program)->group("");
+  app.add_option("--exec-program", options.exec_program)->group("");
 }
 
 Result<std::string> first_line(const std::string& file) {

@@ -66,6 +66,7 @@ class ImageBuilder {
 
  private:
   [[nodiscard]] Result<> find_tools();
+  [[nodiscard]] Result<> find_agent(const std::string& name, std::string path);
   [[nodiscard]] Result<> prepare();
   [[nodiscard]] Result<> install_packages();
   [[nodiscard]] Result<> unpack();
@@ -84,8 +85,8 @@ class ImageBuilder {
   }
 
   const ImageOptions& x_options;
-  std::map<std::string, std::string> x_tools;  // name to path
-  std::string x_agent;
+  std::map<std::string, std::string> x_tools;   // name to path
+  std::map<std::string, std::string> x_agents;  // for the guest, likewise
   std::string x_public_keys;
   EventLoop x_loop;
   std::unique_ptr<EventLoop::Watch> x_signals;
@@ -112,13 +113,21 @@ Result<> ImageBuilder::find_tools() {
   if (!missing.empty())
     return host_error("{} {} not there: apt-get install{}", missing,
                       missing.find(',') != std::string::npos ? "are" : "is", packages);
-  x_agent = x_options.agent_program;
-  if (x_agent.empty()) {
-    LETHE_TRY_ASSIGN(x_agent, find_frontend("lethe-agent"));
-  }
+  LETHE_TRY(find_agent("lethe-agent", x_options.agent_program));
+  // An image without it is a good one that `lethe exec` can't reach.
+  if (auto found = find_agent("lethe-exec", x_options.exec_program); !found)
+    x_progress.say(fmt::format("without lethe-exec: {}", found.error().text));
   if (!x_options.ssh_key_file.empty()) {
     LETHE_TRY_ASSIGN(x_public_keys, read_public_keys(x_options.ssh_key_file));
   }
+  return {};
+}
+
+Result<> ImageBuilder::find_agent(const std::string& name, std::string path) {
+  if (path.empty()) {
+    LETHE_TRY_ASSIGN(path, find_frontend(name));
+  }
+  x_agents[name] = std::move(path);
   return {};
 }
 
@@ -141,9 +150,11 @@ Result<> ImageBuilder::prepare() {
       return host_error("'{}': {}", work(name).string(), errno_text(errno));
   for (const RecipeFile& file : image_files(x_options))
     LETHE_TRY(write_file(work("files") / file.path, file.text, file.executable ? 0755 : 0644));
-  LETHE_TRY(copy_whole(x_agent, work("files") / "usr/bin/lethe-agent"));
-  if (::chmod((work("files") / "usr/bin/lethe-agent").c_str(), 0755) != 0)
-    return host_error("'lethe-agent': {}", errno_text(errno));
+  for (const auto& [name, path] : x_agents) {
+    const fs::path copy = work("files") / "usr/bin" / name;
+    LETHE_TRY(copy_whole(path, copy));
+    if (::chmod(copy.c_str(), 0755) != 0) return host_error("'{}': {}", name, errno_text(errno));
+  }
   LETHE_TRY(write_file(work("essential"), essential_hook(), 0644));
   return write_file(work("customize"), customize_hook(), 0644);
 }

@@ -79,6 +79,7 @@ class ImageCommand : public testing::Test {
     tool("fakeroot", kFakeroot);
     tool("mke2fs", "#!/bin/sh\n");  // it would wait for the host's disk
     write("agent", "the agent");
+    write("exec", "the other one");
   }
   void TearDown() override { fs::remove_all(x_dir); }
 
@@ -103,7 +104,7 @@ class ImageCommand : public testing::Test {
   [[nodiscard]] std::string command(const std::string& words) const {
     return fmt::format(
         "cd {0} && export PATH={0}/bin:$PATH TMPDIR={0}/tmp && exec {1} image {2} --agent-program "
-        "{0}/agent >{0}/out 2>{0}/err </dev/null",
+        "{0}/agent --exec-program {0}/exec >{0}/out 2>{0}/err </dev/null",
         x_dir.string(), LETHE_PROGRAM, words);
   }
   [[nodiscard]] Ran ended(int status) const {
@@ -185,6 +186,7 @@ exec /usr/bin/env -i PATH=/usr/bin:/bin tar "$@"
       "--desktop");
   ASSERT_EQ(ran.code, 0) << ran.err;
   EXPECT_EQ(read("tree/usr/bin/lethe-agent"), "the agent");
+  EXPECT_EQ(read("tree/usr/bin/lethe-exec"), "the other one");
   EXPECT_EQ(read("tree/etc/hostname"), "web.example\n");
   EXPECT_THAT(read("tree/etc/fstab"), HasSubstr("LABEL=root  /  ext4"));
   EXPECT_EQ(read("tree/root/.ssh/authorized_keys"), "ssh-ed25519 AAAA me\n");
@@ -197,6 +199,7 @@ exec /usr/bin/env -i PATH=/usr/bin:/bin tar "$@"
   EXPECT_THAT(calls, HasSubstr("chpasswd\nuser:pa ss$(id)\n"));
   EXPECT_THAT(calls, HasSubstr("systemctl --quiet enable systemd-networkd"));
   EXPECT_THAT(calls, HasSubstr("--global enable lethe-agent"));
+  EXPECT_THAT(calls, HasSubstr("systemctl --quiet enable lethe-exec"));
   EXPECT_THAT(calls, HasSubstr("systemctl --quiet enable lethe-session"));
   EXPECT_THAT(read("words"), Not(HasSubstr("pa ss")));
 }
@@ -215,7 +218,7 @@ TEST_F(ImageCommand, keeps_owners_by_fakeroot_for_users_who_are_not_root) {
   fs::copy_file(LETHE_PROGRAM, x_dir / "lethe");
   const std::string whole = fmt::format(
       "cd {0} && PATH={0}/bin:$PATH TMPDIR={0}/tmp timeout 60 {1}{0}/lethe image debian to/a.img "
-      "--size 512M --agent-program agent >out 2>err",
+      "--size 512M --agent-program agent --exec-program exec >out 2>err",
       x_dir.string(), before);
   const Ran ran = ended(std::system(whole.c_str()));
   ASSERT_EQ(ran.code, 0) << ran.err;
@@ -267,7 +270,8 @@ TEST_F(ImageCommand, a_tool_that_fails_leaves_nothing_and_is_named) {
 TEST_F(ImageCommand, names_the_tools_that_are_missing_and_their_packages) {
   fs::remove(x_dir / "bin/mmdebstrap");
   const std::string whole = fmt::format(
-      "cd {0} && PATH={0}/bin {1} image debian to/a.img --agent-program agent >out 2>err",
+      "cd {0} && PATH={0}/bin {1} image debian to/a.img --agent-program agent --exec-program exec "
+      ">out 2>err",
       x_dir.string(), LETHE_PROGRAM);
   const Ran ran = ended(std::system(whole.c_str()));
   refused(ran, 1, "'mmdebstrap', 'tar' are not there: apt-get install mmdebstrap tar");
@@ -277,7 +281,7 @@ TEST_F(ImageCommand, refuses_places_that_are_not_there) {
   refused(image("debian nowhere/a.img"), 1, "cannot make a directory 'nowhere/.a.img.");
   const std::string whole = fmt::format(
       "cd {0} && TMPDIR={0}/nowhere PATH={0}/bin:$PATH {1} image debian to/a.img --agent-program "
-      "agent >out 2>err",
+      "agent --exec-program exec >out 2>err",
       x_dir.string(), LETHE_PROGRAM);
   refused(ended(std::system(whole.c_str())), 1, "/nowhere/lethe-image-");
 }

@@ -29,6 +29,7 @@ struct ImageOptions {
   bool verbose = false;  // show what the tools say
   // Programs that go into the image; empty: found beside `lethe` or in PATH.
   std::string agent_program{};
+  std::string exec_program{};
 };
 
 // The name of the VM that boots the image, made from OUT's: "/tmp/My disk.img" -> "my-disk".

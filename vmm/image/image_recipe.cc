@@ -4,7 +4,7 @@
 
 #include <filesystem>
 
-#include "lethe_agent_unit.h"
+#include "agent_units.h"
 #include "vmm/config_schema.h"
 
 namespace lethe {
@@ -134,6 +134,7 @@ printf '127.0.0.1 localhost\n127.0.1.1 %s\n::1 localhost ip6-localhost\n' \
 ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
 rm -f "$root/etc/.resolv.conf.systemd-resolved.bak"
 in_image systemctl --quiet enable systemd-networkd systemd-resolved fstrim.timer
+[ ! -e "$root/usr/bin/lethe-exec" ] || in_image systemctl --quiet enable lethe-exec
 in_image systemctl --quiet --global enable lethe-agent
 if [ -n "$LETHE_IMAGE_DESKTOP" ]; then
   in_image useradd --create-home --shell /bin/bash user
@@ -191,6 +192,7 @@ std::vector<RecipeFile> image_files(const ImageOptions& options) {
       file("etc/initramfs-tools/conf.d/lethe", kInitramfsConf),
       {"etc/initramfs-tools/hooks/lethe", std::string(kInitramfsHook), true},
       file("usr/lib/systemd/user/lethe-agent.service", kLetheAgentUnit),
+      file("usr/lib/systemd/system/lethe-exec.service", kLetheExecUnit),
   };
   if (!options.password && options.ssh_key_file.empty())
     files.push_back(file("etc/systemd/system/serial-getty@ttyS0.service.d/lethe.conf", kAutologin));
@@ -234,7 +236,13 @@ std::string image_config(const ImageOptions& options) {
       "stop_timeout_ms = 60000   # systemd's services may take their time to end\n"
       "\n"
       "[[disk]]\n"
-      "path = {7}\n",
+      "path = {7}\n"
+      "\n"
+      "# [[net]]\n"
+      "# user = true   # a network by passt, with no rights\n"
+      "\n"
+      "[vsock]\n"
+      "enabled = true   # `lethe exec` runs commands in the guest\n",
       out, toml_text(vm_name_of(options.out)), options.desktop ? "cpus = 2\n" : "",
       options.desktop ? "2G" : "512M", toml_text(out + ".vmlinuz"), toml_text(out + ".initrd"),
       kRootLabel, toml_text(out));

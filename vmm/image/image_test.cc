@@ -183,7 +183,7 @@ TEST(ImageRecipeTest, its_units_are_good_to_systemd) {
     std::ifstream said(made->path() + "/said");
     EXPECT_EQ((std::string{std::istreambuf_iterator<char>(said), {}}), "") << file.path;
   }
-  EXPECT_EQ(units, 3U);
+  EXPECT_EQ(units, 4U);
 }
 
 TEST(ImageFailureTest, names_the_way_out_of_what_is_known) {
