@@ -63,6 +63,7 @@ class Parser {
   void parse_top(const toml::table& top);
   void parse_repeated(const toml::node& node, const ConfigSection& section);
   void check_step(const Place& place, const ScreenStep& step);
+  void check_step(const Place& place, const ExecStep& step);
   void parse_table(const toml::table& table, const ConfigSection& section, size_t index);
   void parse_value(const ConfigKey& key, const Place& place, const toml::node& node, size_t index);
   void apply_override(const std::string& item);
@@ -191,7 +192,8 @@ void Parser::parse_repeated(const toml::node& node, const ConfigSection& section
   }
   const bool disks = name == "disk";
   const bool nets = name == "net";
-  const size_t most = disks ? kDisksMax : nets ? kNetsMax : kScreenStepsMax;
+  const bool exec = name == "check.exec";
+  const size_t most = disks ? kDisksMax : nets ? kNetsMax : exec ? kExecStepsMax : kScreenStepsMax;
   size_t index = 0;
   for (const toml::node& entry : *tables) {
     const Place place = place_of(entry.source());
@@ -201,11 +203,15 @@ void Parser::parse_repeated(const toml::node& node, const ConfigSection& section
       x_config.disks.emplace_back();
     else if (nets)
       x_config.nets.emplace_back();
+    else if (exec)
+      x_config.check.exec.emplace_back();
     else
       x_config.check.screen.emplace_back();
     const size_t errors = x_errors.size();
     parse_table(*entry.as_table(), section, index);
-    if (!disks && !nets && x_errors.size() == errors)
+    if (exec && x_errors.size() == errors)
+      check_step(place, x_config.check.exec[index]);
+    else if (!disks && !nets && x_errors.size() == errors)
       check_step(place, x_config.check.screen[index]);
     else if (disks && !entry.as_table()->contains("path"))
       key_error(place, "disk.path", "is missing: name the disk's image file, path = \"root.img\"");
@@ -230,6 +236,14 @@ void Parser::check_step(const Place& place, const ScreenStep& step) {
     key_error(place, kSection, "has tolerance, max_different or masks without wait_image");
   if (step.button != 0 && step.click.empty())
     key_error(place, kSection, "has button without click");
+}
+
+void Parser::check_step(const Place& place, const ExecStep& step) {
+  if (step.run.empty() == step.shell.empty())
+    key_error(place, "check.exec",
+              fmt::format("has {} of run and shell: it must have one; write [[check.exec]] above "
+                          "each command",
+                          step.run.empty() ? "none" : "both"));
 }
 
 // "memory", or "check.screen"; null if it is not there.
@@ -347,6 +361,15 @@ void Parser::finish() {
   if (x_config.check.ends_with_screen() && x_config.check.screen.empty())
     key_error({x_shown_file}, "check.exit",
               "\"screen\" can't come about: there is no [[check.screen]]");
+  if (!x_config.check.exec.empty() && !x_config.vsock.enabled)
+    key_error({x_shown_file}, "check.exec",
+              "needs a way to the guest: set vsock.enabled = true too");
+  if (x_config.check.ends_with_exec() && x_config.check.exec.empty())
+    key_error({x_shown_file}, "check.exit",
+              "\"exec\" can't come about: there is no [[check.exec]]");
+  if (!x_config.check.artifacts.empty() && x_config.check.exec.empty())
+    key_error({x_shown_file}, "check.artifacts",
+              "can't be fetched without an agent: there is no [[check.exec]]");
   if (!x_config.name.empty()) return;
   if (valid_vm_name(x_stem)) {
     x_config.name = x_stem;

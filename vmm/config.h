@@ -174,6 +174,25 @@ struct ScreenStep {
 inline constexpr std::array<std::string_view, 3> kMouseButtons = {"left", "middle", "right"};
 inline constexpr size_t kScreenStepsMax = 256;
 
+// One [[check.exec]] table: a command that the guest's agent runs, and what is expected of it. One
+// of `run` and `shell` is set. The patterns are as CheckConfig's.
+struct ExecStep {
+  std::vector<std::string> run{};
+  std::string shell{};
+  std::vector<std::string> env{};  // "NAME=value"
+  std::string cwd{};
+  std::string input{};  // its stdin; empty: none
+  uint32_t expect_exit = 0;
+  std::vector<std::string> stdout_match{};
+  std::vector<std::string> stdout_not_match{};
+  std::vector<std::string> stderr_match{};
+  std::vector<std::string> stderr_not_match{};
+  uint32_t timeout_ms = 30000;
+  uint64_t output_max = 1 * kMiB;  // bytes, of stdout and stderr each
+  bool operator==(const ExecStep&) const = default;
+};
+inline constexpr size_t kExecStepsMax = 256;
+
 // What `lethe check` expects of the guest. Nothing else reads it.
 struct CheckConfig {
   bool present = false;  // the file has a [check] table
@@ -183,8 +202,14 @@ struct CheckConfig {
   std::vector<std::string> must_not_match;  // the same
   std::vector<std::string> needs;
   std::vector<ScreenStep> screen{};
+  std::vector<ExecStep> exec{};
+  uint32_t agent_port = 1024;            // vsock
+  std::vector<std::string> artifacts{};  // absolute paths in the guest
+  uint64_t artifacts_max = 256 * kMiB;   // bytes, of all of them
   // exit = "screen": the guest is ended when its screen's steps are through.
   [[nodiscard]] bool ends_with_screen() const { return exit == "screen"; }
+  // exit = "exec": likewise, of its commands. Of both, when all are through.
+  [[nodiscard]] bool ends_with_exec() const { return exit == "exec"; }
   bool operator==(const CheckConfig&) const = default;
 };
 

@@ -24,11 +24,11 @@ bool name_ok(const Value& v) { return valid_vm_name(v.text); }
 bool exit_ok(const Value& v) {
   CheckConfig check;
   check.exit = v.text;
-  return check.ends_with_screen() || expected_exit_code(check) >= 0;
+  return check.ends_with_screen() || check.ends_with_exec() || expected_exit_code(check) >= 0;
 }
 bool needs_ok(const Value& v) {
   for (const std::string& need : v.list)
-    if (need != "kvm") return false;
+    if (need != "kvm" && need != "fast-kvm") return false;
   return true;
 }
 
@@ -56,6 +56,11 @@ constexpr ConfigSection kSections[] = {
      "A step on the guest's screen; repeat the table for more. They are done one after the other, "
      "from the guest's start on. Each has one of `wait_image`, `wait_text`, `type`, `keys`, "
      "`click`, `resize`, `close`, `wait_gone` and `shot`. Needs `gui.enabled`."},
+    {"check.exec", true,
+     "A command in the guest; repeat the table for more. The guest's agent, `lethe-exec`, runs "
+     "them "
+     "one after the other, from when it answers on. Each has one of `run` and `shell`. Needs "
+     "`vsock.enabled`."},
 };
 
 constexpr ConfigKey kKeys[] = {
@@ -362,13 +367,12 @@ constexpr ConfigKey kKeys[] = {
      .fallback = "\"poweroff\"",
      .max = 64,
      .valid = exit_ok,
-     .rule = "\"poweroff\", \"reboot\", \"panic\", \"triple-fault\", \"screen\" or "
-             "\"debug-exit:N\" with "
-             "N from 0 to 63",
-     .help = "How the guest must end. For \"reboot\", set `boot.on_reboot = \"exit\"`. "
-             "\"debug-exit:63\" stands for all values above 62. \"screen\": Lethe ends it when the "
-             "steps of "
-             "`[[check.screen]]` are through.",
+     .rule = "\"poweroff\", \"reboot\", \"panic\", \"triple-fault\", \"screen\", \"exec\" or "
+             "\"debug-exit:N\" with N from 0 to 63",
+     .help =
+         "How the guest must end. For \"reboot\", set `boot.on_reboot = \"exit\"`. "
+         "\"debug-exit:63\" stands for all values above 62. \"screen\" and \"exec\": Lethe ends it "
+         "when the steps of `[[check.screen]]` and `[[check.exec]]` are through.",
      .store = [](VmConfig& c, size_t, Value&& v) { c.check.exit = std::move(v.text); }},
     {.section = "check",
      .name = "must_match",
@@ -390,10 +394,11 @@ constexpr ConfigKey kKeys[] = {
      .fallback = "[]",
      .max = 64,
      .valid = needs_ok,
-     .rule = "a list of \"kvm\" (the only need there is)",
+     .rule = "a list of \"kvm\" and \"fast-kvm\"",
      .help =
          "What the host must have for this check; where it is missing, the check is skipped, and "
-         "reported as skipped.",
+         "reported as skipped. \"kvm\": /dev/kvm; \"fast-kvm\": one that runs guests at hardware "
+         "speed, as `lethe doctor` measures it.",
      .store = [](VmConfig& c, size_t, Value&& v) { c.check.needs = std::move(v.list); }},
 };
 
@@ -402,8 +407,8 @@ constexpr ConfigKey kKeys[] = {
 std::span<const ConfigKey> config_keys() {
   static const std::vector<ConfigKey> all = [] {
     std::vector<ConfigKey> keys(std::begin(kKeys), std::end(kKeys));
-    for (const auto& more :
-         {net_config_keys(), gui_config_keys(), screen_config_keys(), vsock_config_keys()})
+    for (const auto& more : {net_config_keys(), gui_config_keys(), screen_config_keys(),
+                             exec_config_keys(), vsock_config_keys()})
       keys.insert(keys.end(), more.begin(), more.end());
     return keys;
   }();

@@ -78,6 +78,7 @@ struct ConfigSection {
 [[nodiscard]] std::span<const ConfigKey> net_config_keys();     // of [[net]], likewise
 [[nodiscard]] std::span<const ConfigKey> screen_config_keys();  // of [[check.screen]], likewise
 [[nodiscard]] std::span<const ConfigKey> vsock_config_keys();   // of [vsock], likewise
+[[nodiscard]] std::span<const ConfigKey> exec_config_keys();    // of [[check.exec]], and more
 [[nodiscard]] std::span<const ConfigSection> config_sections();
 // What is wrong with the keys of a [[net]] taken together; nothing if they fit.
 [[nodiscard]] std::optional<std::string> net_problem(const NetConfig& net);

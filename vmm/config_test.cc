@@ -388,12 +388,14 @@ TEST(Config, documented_defaults_are_the_defaults) {
       text += "[[net]]\nuser = true\n";
     } else if (key.section == "check.screen") {
       text += "[gui]\nenabled = true\n[[check.screen]]\ntype = \"x\"\n";
+    } else if (key.section == "check.exec") {
+      text += "[vsock]\nenabled = true\n[[check.exec]]\nshell = \"x\"\n";
     }
     const Parsed without = parse(text);
     if (key.section.empty()) {
       text = fmt::format("{} = {}\n{}", key.name, key.fallback, text);
     } else if (key.section == "boot" || key.section == "disk" || key.section == "net" ||
-               key.section == "check.screen") {
+               key.section.starts_with("check.")) {
       text += fmt::format("{} = {}\n", key.name, key.fallback);
     } else {
       text += fmt::format("[{}]\n{} = {}\n", key.section, key.name, key.fallback);

@@ -171,6 +171,12 @@ class Findings {
 
 }  // namespace
 
+Result<bool> kvm_is_fast() {
+  LETHE_TRY_ASSIGN(const auto kvm, Kvm::open());
+  LETHE_TRY_ASSIGN(const double speed, guest_speed(kvm));
+  return speed >= kHardwareInstructionsPerSecond;
+}
+
 int run_doctor(const DoctorOptions& options) {
   Findings findings(options);
   utsname system{};

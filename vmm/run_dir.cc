@@ -191,6 +191,11 @@ RunDirRoots RunDirRoots::of_this_process() {
   return {xdg == nullptr ? "" : xdg, "/run/user/" + uid, "/tmp/lethe-" + uid};
 }
 
+Result<UniqueFd> open_run_root(const RunDirRoots& roots) {
+  std::string path;
+  return open_root(roots, path);
+}
+
 Result<RunDir> RunDir::create(const std::string& name, const RunDirRoots& roots,
                               const std::string& config_file) {
   LETHE_ASSERT(valid_vm_name(name));

@@ -58,6 +58,11 @@ class RunDir {
   UniqueFd x_lock;  // invalid once moved from
 };
 
+// The directory that has all VMs' directories, made if need be, and ours alone: for further locks
+// beside them. Errors as RunDir::create()'s.
+[[nodiscard]] Result<UniqueFd> open_run_root(
+    const RunDirRoots& roots = RunDirRoots::of_this_process());
+
 struct RunningVm {
   std::string name;
   std::string path;         // its run-time directory

@@ -281,6 +281,24 @@ net() {
   echo "PASS linux-net: an address by DHCP, 4 MiB from the host's loopback"
 }
 
+# A stock guest's agent runs commands for `lethe check`: a wrong exit code is found and named, and
+# what the guest made comes out whole.
+commands() {
+  log=$OUT/linux-exec.report
+  code=0
+  "$LETHE" check guest-tests/lab/exec/linux-exec.toml --out "$OUT" --junit "$OUT/exec.xml" \
+    >"$log" 2>&1 || code=$?
+  wrong="exec: step 2 of 2 'sh -c echo \"\$WHY\" >&2; exit 3': exit code 3, expected exit code 0; its"
+  if [ $code != 1 ] || ! grep -qF "$wrong stderr ends with 'as it should be'" "$log" ||
+    ! grep -q '<failure message="exec: step 2 of 2' "$OUT/exec.xml" ||
+    ! (cd "$OUT/linux-exec.artifacts/tmp" && sha256sum -c out/sum); then
+    echo "FAIL linux-exec: exit code $code; its report:"
+    cat "$log"
+    return 1
+  fi
+  echo "PASS linux-exec"
+}
+
 # $CASES, if given, are the only ones.
 wanted() { # wanted CASE
   [ -z "${CASES:-}" ] && return 0
@@ -297,6 +315,7 @@ run check "$LETHE" check --jobs 1 --out "$OUT" --junit "$OUT/junit.xml" "$@"
 run powerbutton power_button
 run snapshot snapshot
 run net net_apart
+run exec commands
 run screen screen
 run windows windows
 run vsock vsock

@@ -36,11 +36,12 @@ struct AttemptRecord {
   bool timed_out = false;
   bool flooded = false;  // stopped at kConsoleBytesMax
   bool interrupted = false;
-  // Of the steps on its screen (vmm/check/guest_run.h): what went wrong, one line; empty: nothing.
-  std::string screen_error;
-  bool ended_for_screen = false;  // ended early: the steps were through, or one failed
-  std::string console;            // standard output
-  std::string messages;           // standard error
+  // Of the steps on its screen and in it (vmm/check/guest_run.h): what went wrong, a line each.
+  std::vector<std::string> step_errors;
+  std::string step_output;       // what a command that failed printed last
+  bool ended_for_steps = false;  // ended early: the steps were through, or one failed
+  std::string console;           // standard output
+  std::string messages;          // standard error
   std::chrono::nanoseconds duration{};
 };
 

@@ -12,7 +12,9 @@
 #include "base/event_loop.h"
 #include "vmm/check/guest.h"
 #include "vmm/check/guest_run.h"
+#include "vmm/check/memory_budget.h"
 #include "vmm/check/report.h"
+#include "vmm/check/run_names.h"
 #include "vmm/check/screen_files.h"
 #include "vmm/check/verdict.h"
 #include "vmm/cli/cli.h"
@@ -34,9 +36,12 @@ double seconds_of(std::chrono::nanoseconds time) {
 
 class Checker {
  public:
-  Checker(const CheckOptions& options, std::string shot_program, std::vector<Guest> guests)
+  Checker(const CheckOptions& options, std::string shot_program, RunNames names,
+          std::vector<Guest> guests)
       : x_options(options),
         x_shot_program(std::move(shot_program)),
+        x_names(std::move(names)),
+        x_budget(options.memory_bytes.value_or(available_memory())),
         x_guests(std::move(guests)),
         x_results(x_guests.size()),
         x_runs(x_guests.size()),
@@ -58,11 +63,15 @@ class Checker {
   void interrupt();
   AttemptSpec spec_of(size_t index) const;
   Result<std::optional<ScreenSpec>> screen_of(size_t index);
+  std::optional<ExecSpec> exec_of(size_t index) const;
+  [[nodiscard]] bool next_fits();
   std::string name_of(size_t index) const;
   std::string out_path(size_t index, const char* suffix) const;
 
   const CheckOptions& x_options;
   const std::string x_shot_program;
+  const RunNames x_names;
+  MemoryBudget x_budget;
   std::vector<Guest> x_guests;
   std::vector<GuestResult> x_results;                 // one a guest
   EventLoop x_loop;                                   // outlives the runs
@@ -84,10 +93,12 @@ Result<> Checker::run() {
 
 void Checker::start_more() {
   while (!x_interrupted && x_running < x_options.jobs && x_next < x_guests.size()) {
+    const std::string missing = missing_needs(x_guests[x_next].check);
+    if (missing.empty() && !next_fits()) break;
     const size_t index = x_next++;
-    const std::string missing = missing_needs(x_guests[index].check);
     if (missing.empty()) {
       ++x_running;
+      x_budget.take(x_guests[index].memory_bytes);
       x_progress.started(x_guests[index].name);
       start(index);
       continue;
@@ -97,6 +108,18 @@ void Checker::start_more() {
     x_progress.ended(x_results[index]);
   }
   if (x_running == 0) x_loop.stop();
+}
+
+// In the order of the list, so that a large guest is not put off for ever.
+bool Checker::next_fits() {
+  const Guest& guest = x_guests[x_next];
+  if (!x_budget.fits(guest.memory_bytes)) return false;
+  if (x_budget.too_large(guest.memory_bytes))
+    x_progress.note(fmt::format(
+        "NOTE {}: it may take {} MiB, more than the {} MiB {}: it runs alone, and may fail",
+        printable(guest.name), guest.memory_bytes / kMiB, x_budget.bytes() / kMiB,
+        x_options.memory_bytes ? "of --memory" : "that the host has available"));
+  return true;
 }
 
 AttemptSpec Checker::spec_of(size_t index) const {
@@ -119,9 +142,7 @@ AttemptSpec Checker::spec_of(size_t index) const {
 }
 
 // What the guest runs as.
-std::string Checker::name_of(size_t index) const {
-  return fmt::format("check-{}-{}", ::getpid(), index);
-}
+std::string Checker::name_of(size_t index) const { return x_names.of(x_guests[index].name); }
 
 // A retry leaves the failed attempt's files alone: they are what people want.
 std::string Checker::out_path(size_t index, const char* suffix) const {
@@ -141,8 +162,24 @@ Result<std::optional<ScreenSpec>> Checker::screen_of(size_t index) {
                   .vm_name = name_of(index),
                   .steps_file = files.steps_file(),
                   .out_dir = files.directory(),
-                  .ends_guest = check.ends_with_screen()};
+                  .ends_guest = check.ends_with_screen() || check.ends_with_exec()};
   x_screens[index].emplace(std::move(files));
+  return spec;
+}
+
+// What is run in the guest, if anything is.
+std::optional<ExecSpec> Checker::exec_of(size_t index) const {
+  const Guest& guest = x_guests[index];
+  if (guest.exec.steps.empty()) return std::nullopt;
+  ExecSpec spec{.plan = &guest.exec,
+                .vm_name = name_of(index),
+                .timeout_scale = x_options.timeout_scale,
+                .log_file = {},
+                .artifacts_dir = {},
+                .ends_guest = guest.check.ends_with_screen() || guest.check.ends_with_exec()};
+  if (x_options.out_dir.empty()) return spec;
+  spec.log_file = out_path(index, ".exec.log");
+  spec.artifacts_dir = out_path(index, ".artifacts");
   return spec;
 }
 
@@ -155,7 +192,7 @@ void Checker::start(size_t index) {
     return;
   }
   x_runs[index] = std::make_unique<GuestRun>(
-      x_loop, spec_of(index), std::move(*screen),
+      x_loop, spec_of(index), StepSpecs{std::move(*screen), exec_of(index)},
       [this, index](AttemptRecord record) { attempt_ended(index, std::move(record)); });
 }
 
@@ -183,11 +220,13 @@ void Checker::attempt_ended(size_t index, AttemptRecord record) {
   result.outcome = Outcome::kFailed;
   result.tail = tail_of(record.console, kTailLines);
   result.messages_tail = tail_of(record.messages, kTailLines);
+  result.step_output = record.step_output;
   guest_ended(index);
 }
 
 void Checker::guest_ended(size_t index) {
   x_progress.ended(x_results[index]);
+  x_budget.give_back(x_guests[index].memory_bytes);
   --x_running;
   start_more();
 }
@@ -228,9 +267,15 @@ Result<int> check(const CheckOptions& options, GuestList list) {
   if (screens && shot_program.empty()) {
     LETHE_TRY_ASSIGN(shot_program, find_frontend("lethe-shot"));
   }
+  LETHE_TRY_ASSIGN(RunNames names, RunNames::create());
   const auto started_at = Clock::now();
-  Checker checker(options, std::move(shot_program), std::move(guests));
+  const bool artifacts = std::any_of(guests.begin(), guests.end(), [](const Guest& guest) {
+    return !guest.check.artifacts.empty();
+  });
+  Checker checker(options, std::move(shot_program), std::move(names), std::move(guests));
   for (const std::string& note : list.notes) checker.progress().note(note);
+  if (artifacts && options.out_dir.empty())
+    checker.progress().note("NOTE artifacts are not fetched: give --out DIR to keep them");
   LETHE_TRY(checker.run());
   const double seconds = seconds_of(Clock::now() - started_at);
   checker.progress().summary(checker.results(), seconds);

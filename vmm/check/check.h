@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,15 +12,17 @@ namespace lethe {
 struct CheckOptions {
   std::vector<std::string> inputs;  // config files; directories stand for their *.toml
   std::string junit_file;           // empty: no report
-  std::string out_dir;  // console logs, NAME.log, of retries NAME.attempt-N.log, and directories of
-                        // pictures, NAME.screen; empty: none
+  std::string out_dir;  // console logs, NAME.log, of retries NAME.attempt-N.log, directories of
+                        // pictures, NAME.screen, and what [[check.exec]] leaves, NAME.exec.log and
+                        // NAME.artifacts; empty: none
   uint32_t jobs = 1;    // guests at a time, 1 to 256
-  uint32_t shard = 1;   // run every shards-th guest, from the shard-th on,
-  uint32_t shards = 1;  // of the list sorted by name
-  uint32_t retries = 0;        // runs more of a guest that failed, 0 to 10
-  double timeout_scale = 1.0;  // deadlines are multiplied by it, 0.01 to 1000
-  std::string program;         // what runs a guest; empty: this program
-  std::string shot_program;    // what looks at screens; empty: lethe-shot, where it is found
+  std::optional<uint64_t> memory_bytes;  // of the guests at a time; none: what the host has
+  uint32_t shard = 1;                    // run the shard-th part
+  uint32_t shards = 1;                   // of so many
+  uint32_t retries = 0;                  // runs more of a guest that failed, 0 to 10
+  double timeout_scale = 1.0;            // deadlines are multiplied by it, 0.01 to 1000
+  std::string program;                   // what runs a guest; empty: this program
+  std::string shot_program;  // what looks at screens; empty: lethe-shot, where it is found
 };
 
 inline constexpr int kExitInterrupted = 130;

@@ -12,11 +12,13 @@
 #include <fstream>
 
 #include "vmm/check/guest.h"
+#include "vmm/check/run_names.h"
 #include "vmm/run.h"
 
 namespace lethe {
 namespace {
 
+using testing::Contains;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::Not;
@@ -221,25 +223,85 @@ TEST_F(Check, program_that_cannot_start_fails_the_guest) {
   EXPECT_THAT(x_out, HasSubstr("cannot start the program"));
 }
 
-TEST_F(Check, shards_part_the_sorted_list) {
-  for (const char* name : {"e", "c", "a", "d", "b"}) guest(name, "exit 0");
-  std::vector<std::string> errors;
+TEST_F(Check, shards_part_the_list_and_added_files_move_no_guest) {
   const auto names = [&](uint32_t shard, uint32_t shards) {
+    std::vector<std::string> errors;
     std::vector<std::string> taken;
     for (const Guest& guest :
          take_shard(collect_guests(x_options.inputs, errors).guests, shard, shards))
       taken.push_back(guest.name);
+    EXPECT_THAT(errors, ElementsAre());
     return taken;
   };
+  for (const char* name : {"e", "c", "a", "d", "b"}) guest(name, "exit 0");
   EXPECT_THAT(names(1, 1), ElementsAre("a", "b", "c", "d", "e"));
-  EXPECT_THAT(names(1, 2), ElementsAre("a", "c", "e"));
-  EXPECT_THAT(names(2, 2), ElementsAre("b", "d"));
-  EXPECT_THAT(names(7, 9), ElementsAre());
-  EXPECT_THAT(errors, ElementsAre());
-  x_options.shard = 2;
+  const auto first = names(1, 2);
+  const auto second = names(2, 2);
+  // On every machine, for ever: they were written down.
+  EXPECT_THAT(first, ElementsAre("b", "c", "d"));
+  EXPECT_THAT(second, ElementsAre("a", "e"));
+  for (int i = 0; i < 40; ++i) guest(fmt::format("aa{}", i), "exit 0");
+  const auto more = names(1, 2);
+  EXPECT_THAT(more, testing::IsSupersetOf(first));
+  EXPECT_THAT(more, Not(Contains(testing::AnyOfArray(second))));
+  size_t all = 0;
+  for (uint32_t shard = 1; shard <= 7; ++shard) all += names(shard, 7).size();
+  EXPECT_EQ(all, 45u);
+  x_options.shard = 1;
   x_options.shards = 2;
   EXPECT_EQ(run(), 0);
-  EXPECT_THAT(x_out, HasSubstr("2 passed"));
+  EXPECT_THAT(x_out, HasSubstr(fmt::format("{} passed", more.size())));
+}
+
+TEST_F(Check, guests_run_under_the_same_names_each_time_and_no_two_checks_share_one) {
+  ::setenv("XDG_RUNTIME_DIR", x_dir.c_str(), 1);
+  guest("a", "echo $5 >> names");  // the word behind --name
+  EXPECT_EQ(run(), 0) << x_out;
+  EXPECT_EQ(run(), 0);
+  {
+    const auto other = RunNames::create();
+    ASSERT_TRUE(other);
+    EXPECT_EQ(run(), 0);
+  }
+  EXPECT_EQ(run(), 0);
+  ::unsetenv("XDG_RUNTIME_DIR");
+  EXPECT_EQ(read("names"), "check-1-a\ncheck-1-a\ncheck-2-a\ncheck-1-a\n");
+}
+
+TEST_F(Check, memory_bounds_how_many_run_at_a_time) {
+  // Each waits for the other, which is not there: one at a time.
+  const std::string wait = "for i in $(seq 10); do [ -e {} ] && exit 4; sleep 0.02; done; rm {}";
+  guest("a", "touch a.mark; " + fmt::format(fmt::runtime(wait), "b.mark", "a.mark"));
+  guest("b", "touch b.mark; " + fmt::format(fmt::runtime(wait), "a.mark", "b.mark"));
+  x_options.jobs = 2;
+  x_options.memory_bytes = 200 * kMiB;  // a guest has 128 MiB, its pool and process 32 each
+  EXPECT_EQ(run(), 0) << x_out;
+  EXPECT_THAT(x_out, Not(HasSubstr("NOTE")));
+}
+
+TEST_F(Check, a_guest_that_is_too_large_says_so_and_runs_alone) {
+  guest("a", "exit 0");
+  guest("b", "exit 0");
+  x_options.jobs = 2;
+  x_options.memory_bytes = 100 * kMiB;
+  EXPECT_EQ(run(), 0) << x_out;
+  EXPECT_THAT(x_out, HasSubstr("NOTE a: it may take 192 MiB, more than the 100 MiB of --memory: it "
+                               "runs alone, and may fail"));
+  EXPECT_THAT(x_out, HasSubstr("NOTE b: it may take 192 MiB"));
+}
+
+TEST_F(Check, a_guest_that_needs_fast_kvm_is_skipped_where_it_is_slow) {
+  guest("a", "exit 0", "needs = [\"fast-kvm\"]");
+  CheckConfig check;
+  check.needs = {"fast-kvm"};
+  const std::string missing = missing_needs(check);
+  EXPECT_EQ(run(), 0) << x_out;
+  if (missing.empty()) {
+    EXPECT_THAT(x_out, HasSubstr("1 passed, 0 failed, 0 skipped"));
+  } else {
+    EXPECT_THAT(x_out, HasSubstr("SKIP  a: needs fast-kvm: "));
+    EXPECT_THAT(x_out, HasSubstr("0 passed, 0 failed, 1 skipped"));
+  }
 }
 
 TEST_F(Check, bad_inputs_are_all_told_and_nothing_runs) {

@@ -9,8 +9,11 @@
 #include <memory>
 
 #include "base/unique_fd.h"
+#include "vmm/check/memory_budget.h"
+#include "vmm/check/run_names.h"
 #include "vmm/check/screen_steps.h"
 #include "vmm/config_schema.h"
+#include "vmm/doctor.h"
 
 namespace lethe {
 namespace {
@@ -68,13 +71,19 @@ void read_guest(const Candidate& candidate, GuestList& list, std::vector<std::st
     errors.push_back(patterns.error().text);
     return;
   }
+  auto exec = plan_exec(*config, candidate.file);
+  if (!exec) {
+    errors.push_back(exec.error().text);
+    return;
+  }
   const auto missing = missing_images(config->check.screen, candidate.file);
   if (!missing.empty()) {
     errors.insert(errors.end(), missing.begin(), missing.end());
     return;
   }
-  list.guests.push_back(
-      {stem_of(candidate.file), candidate.file, std::move(config->check), std::move(*patterns)});
+  const uint64_t memory = memory_of(*config);
+  list.guests.push_back({stem_of(candidate.file), candidate.file, std::move(config->check),
+                         std::move(*patterns), std::move(*exec), memory});
 }
 
 }  // namespace
@@ -106,13 +115,19 @@ GuestList collect_guests(std::span<const std::string> inputs, std::vector<std::s
 
 std::vector<Guest> take_shard(std::vector<Guest> guests, uint32_t shard, uint32_t shards) {
   std::vector<Guest> taken;
-  for (size_t i = shard - 1; i < guests.size(); i += shards) taken.push_back(std::move(guests[i]));
+  for (Guest& guest : guests)
+    if (stable_hash(guest.name) % shards == shard - 1) taken.push_back(std::move(guest));
   return taken;
 }
 
 std::string missing_needs(const CheckConfig& check) {
-  for (const std::string& need : check.needs) {
-    if (need != "kvm") continue;  // the parser knows no others
+  for (const std::string& need : check.needs) {  // the parser knows no others
+    if (need == "fast-kvm") {
+      static const Result<bool> fast = kvm_is_fast();  // measured once
+      if (!fast) return "needs fast-kvm: " + fast.error().text;
+      if (!*fast) return "needs fast-kvm: KVM runs guests by emulation here (see lethe doctor)";
+    }
+    if (need != "kvm") continue;
     const UniqueFd kvm(::open("/dev/kvm", O_RDWR | O_CLOEXEC));
     if (!kvm.valid()) return fmt::format("needs kvm: /dev/kvm: {}", errno_text(errno));
   }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "vmm/check/exec_steps.h"
 #include "vmm/check/pattern.h"
 #include "vmm/config.h"
 
@@ -15,7 +16,9 @@ struct Guest {
   std::string name;  // the config file's stem; unique in a run
   std::string config_file;
   CheckConfig check;
-  ConsolePatterns patterns;
+  LinePatterns patterns;
+  ExecPlan exec;          // of check.exec
+  uint64_t memory_bytes;  // what it may take of the host
 };
 
 struct GuestList {
@@ -29,8 +32,8 @@ struct GuestList {
 [[nodiscard]] GuestList collect_guests(std::span<const std::string> inputs,
                                        std::vector<std::string>& errors);
 
-// The guests of part `shard` (from 1) of `shards`: every shards-th of the sorted list, so that the
-// parts are of like size and stay as they are when run again.
+// The guests of part `shard` (from 1) of `shards`. Which part a guest is in, its name alone says
+// (by stable_hash()): a config that is added or removed moves no other one.
 [[nodiscard]] std::vector<Guest> take_shard(std::vector<Guest> guests, uint32_t shard,
                                             uint32_t shards);
 

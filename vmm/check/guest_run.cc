@@ -39,20 +39,22 @@ std::string screen_error_of(const AttemptRecord& record) {
 
 }  // namespace
 
-GuestRun::GuestRun(EventLoop& loop, AttemptSpec spec, std::optional<ScreenSpec> screen,
+GuestRun::GuestRun(EventLoop& loop, AttemptSpec spec, StepSpecs steps,
                    std::function<void(AttemptRecord)> done)
     : x_loop(loop),
-      x_screen_spec(std::move(screen)),
+      x_specs(std::move(steps)),
       x_deadline(spec.deadline),
       x_done(std::move(done)),
-      x_screen_through(!x_screen_spec) {
+      x_screen_through(!x_specs.screen),
+      x_exec_through(!x_specs.exec) {
   x_guest = std::make_unique<Attempt>(
       loop, std::move(spec), [this](AttemptRecord record) { guest_ended(std::move(record)); });
-  if (!x_screen_spec) return;
+  if (steps_through()) return;
   x_patience_timer = loop.make_timer([this] {
-    if (x_screen) x_screen->stop_child();
+    if (x_screen && !x_screen_through) x_screen->stop_child();
+    if (x_exec) x_exec->give_up();
   });
-  x_look_timer = loop.make_timer([this] { look_for_screen(); });
+  x_look_timer = loop.make_timer([this] { look_for_sockets(); });
   x_look_timer->start(kLookEvery);
 }
 
@@ -61,18 +63,31 @@ void GuestRun::interrupt() {
   if (x_screen && !x_screen_through) x_screen->stop_child();
 }
 
-void GuestRun::look_for_screen() {
-  const auto vm = find_running_vm(x_screen_spec->vm_name);
-  if (vm && ::access((vm->path + "/" + kGuiSocketName).c_str(), F_OK) == 0) return start_screen();
-  x_look_timer->start(kLookEvery);
+void GuestRun::look_for_sockets() {
+  const std::string& name = x_specs.screen ? x_specs.screen->vm_name : x_specs.exec->vm_name;
+  if (const auto vm = find_running_vm(name)) {
+    const auto there = [](const std::string& path) { return ::access(path.c_str(), F_OK) == 0; };
+    if (!x_screen_through && !x_screen && there(vm->path + "/" + kGuiSocketName)) start_screen();
+    if (!x_exec_through && !x_exec && there(vsock_of(*vm)))
+      x_exec =
+          std::make_unique<ExecSteps>(x_loop, *x_specs.exec, vsock_of(*vm),
+                                      [this](ExecResult result) { exec_ended(std::move(result)); });
+  }
+  if ((!x_screen_through && !x_screen) || (!x_exec_through && !x_exec))
+    x_look_timer->start(kLookEvery);
+}
+
+std::string GuestRun::vsock_of(const RunningVm& vm) const {
+  const std::string& path = x_specs.exec->plan->socket;
+  return path.empty() ? vm.path + "/" + kVsockSocketName : path;
 }
 
 void GuestRun::start_screen() {
   x_screen = std::make_unique<Attempt>(
       x_loop,
       // The guest's own deadline comes first.
-      AttemptSpec{.command = {x_screen_spec->program, x_screen_spec->vm_name, "--steps",
-                              x_screen_spec->steps_file, "--out", x_screen_spec->out_dir},
+      AttemptSpec{.command = {x_specs.screen->program, x_specs.screen->vm_name, "--steps",
+                              x_specs.screen->steps_file, "--out", x_specs.screen->out_dir},
                   .deadline = x_deadline,
                   .grace = std::chrono::seconds(1),
                   .log_file = {}},
@@ -82,11 +97,22 @@ void GuestRun::start_screen() {
 void GuestRun::screen_ended(const AttemptRecord& record) {
   x_screen_through = true;
   x_screen_error = screen_error_of(record);
-  if (!x_record && (!x_screen_error.empty() || x_screen_spec->ends_guest)) {
-    x_ended_for_screen = true;
+  steps_ended(!x_screen_error.empty(), x_specs.screen->ends_guest);
+}
+
+void GuestRun::exec_ended(ExecResult result) {
+  x_exec_through = true;
+  x_exec_result = std::move(result);
+  x_exec.reset();
+  steps_ended(!x_exec_result.errors.empty(), x_specs.exec->ends_guest);
+}
+
+void GuestRun::steps_ended(bool failed, bool ends_guest) {
+  if (!x_record && (failed || (ends_guest && steps_through()))) {
+    x_ended_for_steps = true;
     x_guest->stop_child();
   }
-  finish_if_both_ended();
+  finish_if_all_ended();
 }
 
 void GuestRun::guest_ended(AttemptRecord record) {
@@ -96,14 +122,22 @@ void GuestRun::guest_ended(AttemptRecord record) {
     x_screen_through = true;
     x_screen_error = "the guest ended before its screen was there";
   }
-  if (!x_screen_through) x_patience_timer->start(kScreenPatience);
-  finish_if_both_ended();
+  if (!x_exec_through && !x_exec) {
+    x_exec_through = true;
+    x_exec_result.errors = {"the guest ended before its vsock was there"};
+  }
+  if (x_exec) x_exec->guest_ended();
+  if (!steps_through()) x_patience_timer->start(kPatience);
+  finish_if_all_ended();
 }
 
-void GuestRun::finish_if_both_ended() {
-  if (!x_record || !x_screen_through) return;
-  x_record->screen_error = std::move(x_screen_error);
-  x_record->ended_for_screen = x_ended_for_screen;
+void GuestRun::finish_if_all_ended() {
+  if (!x_record || !steps_through()) return;
+  if (!x_screen_error.empty()) x_record->step_errors.push_back("screen: " + x_screen_error);
+  for (const std::string& error : x_exec_result.errors)
+    x_record->step_errors.push_back("exec: " + error);
+  x_record->step_output = std::move(x_exec_result.output);
+  x_record->ended_for_steps = x_ended_for_steps;
   const auto done = std::move(x_done);
   done(std::move(*x_record));
 }

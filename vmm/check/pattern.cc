@@ -32,27 +32,32 @@ Result<Patterns> compile_list(const char* key, const std::vector<std::string>& t
 
 }  // namespace
 
-ConsolePatterns::ConsolePatterns() = default;
-ConsolePatterns::~ConsolePatterns() = default;
-ConsolePatterns::ConsolePatterns(ConsolePatterns&&) noexcept = default;
-ConsolePatterns& ConsolePatterns::operator=(ConsolePatterns&&) noexcept = default;
+LinePatterns::LinePatterns() = default;
+LinePatterns::~LinePatterns() = default;
+LinePatterns::LinePatterns(LinePatterns&&) noexcept = default;
+LinePatterns& LinePatterns::operator=(LinePatterns&&) noexcept = default;
 
-Result<ConsolePatterns> compile_patterns(const CheckConfig& check, const std::string& file) {
-  ConsolePatterns patterns;
-  LETHE_TRY_ASSIGN(patterns.x_must_match, compile_list("check.must_match", check.must_match, file));
+Result<LinePatterns> compile_patterns(const PatternLists& lists, const std::string& file) {
+  LinePatterns patterns;
+  LETHE_TRY_ASSIGN(patterns.x_must_match, compile_list(lists.match_key, lists.match, file));
   LETHE_TRY_ASSIGN(patterns.x_must_not_match,
-                   compile_list("check.must_not_match", check.must_not_match, file));
+                   compile_list(lists.not_match_key, lists.not_match, file));
   return patterns;
 }
 
-std::vector<std::string> ConsolePatterns::judge(std::string_view console) const {
+Result<LinePatterns> compile_patterns(const CheckConfig& check, const std::string& file) {
+  return compile_patterns(
+      {"check.must_match", check.must_match, "check.must_not_match", check.must_not_match}, file);
+}
+
+std::vector<std::string> LinePatterns::judge(std::string_view text, std::string_view what) const {
   std::vector<bool> found(x_must_match.size());
   std::vector<std::string> bad_lines(x_must_not_match.size());
   std::vector<bool> bad(x_must_not_match.size());
   size_t start = 0;
-  while (start < console.size()) {
-    const size_t end = std::min(console.find('\n', start), console.size());
-    std::string_view line = console.substr(start, end - start);
+  while (start < text.size()) {
+    const size_t end = std::min(text.find('\n', start), text.size());
+    std::string_view line = text.substr(start, end - start);
     start = end + 1;
     if (line.ends_with('\r')) line.remove_suffix(1);
     const re2::StringPiece piece(line.data(), line.size());
@@ -68,10 +73,10 @@ std::vector<std::string> ConsolePatterns::judge(std::string_view console) const 
   for (size_t i = 0; i < found.size(); ++i)
     if (!found[i])
       wrong.push_back(
-          fmt::format("the console has no match of '{}'", printable(x_must_match[i]->pattern())));
+          fmt::format("{} has no match of '{}'", what, printable(x_must_match[i]->pattern())));
   for (size_t i = 0; i < bad.size(); ++i)
     if (bad[i])
-      wrong.push_back(fmt::format("the console matches '{}', which it must not: '{}'",
+      wrong.push_back(fmt::format("{} matches '{}', which it must not: '{}'", what,
                                   printable(x_must_not_match[i]->pattern()), bad_lines[i]));
   return wrong;
 }

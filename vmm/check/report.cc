@@ -116,6 +116,7 @@ void Progress::ended(const GuestResult& result) {
   std::fputc('\n', x_out);
   for (size_t i = 0; i < result.failed_attempts.size(); ++i)
     fmt::print(x_out, "      attempt {}: {}\n", i + 1, result.failed_attempts[i]);
+  print_indented(x_out, "the command's output:", result.step_output);
   print_indented(x_out, "the console's last lines:", result.tail);
   print_indented(x_out, "lethe's last messages:", result.messages_tail);
   show_status();
@@ -184,6 +185,7 @@ std::string junit_xml(const std::vector<GuestResult>& results, double seconds) {
       log += fmt::format("{}attempt {} failed: {}\n",
                          result.outcome == Outcome::kPassed ? "FLAKY: " : "", i + 1,
                          result.failed_attempts[i]);
+    if (!result.step_output.empty()) log += "command's output, last lines:\n" + result.step_output;
     if (!result.tail.empty()) log += "console, last lines:\n" + result.tail;
     if (!result.messages_tail.empty()) log += "lethe's last messages:\n" + result.messages_tail;
     if (result.outcome == Outcome::kFailed)

@@ -23,6 +23,7 @@ struct GuestResult {
   double seconds = 0;           // all attempts
   std::string tail{};           // last lines of the console, of a failure
   std::string messages_tail{};  // and of lethe's own messages
+  std::string step_output{};    // last lines of a command in the guest that failed
 };
 
 struct Totals {

@@ -19,13 +19,13 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
 
-ConsolePatterns patterns(std::vector<std::string> must, std::vector<std::string> must_not) {
+LinePatterns patterns(std::vector<std::string> must, std::vector<std::string> must_not) {
   CheckConfig check;
   check.must_match = std::move(must);
   check.must_not_match = std::move(must_not);
   auto compiled = compile_patterns(check, "x.toml");
   EXPECT_TRUE(compiled) << compiled.error().text;
-  return compiled ? std::move(*compiled) : ConsolePatterns();
+  return compiled ? std::move(*compiled) : LinePatterns();
 }
 
 TEST(Junit, escapes_markup_and_what_xml_has_no_place_for) {

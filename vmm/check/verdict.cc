@@ -66,17 +66,16 @@ std::vector<std::string> judge_attempt(const Guest& guest, const AttemptRecord& 
   } else if (record.timed_out) {
     reasons.push_back(fmt::format("timeout: still running at its deadline of {:.1f} s",
                                   std::chrono::duration<double>(record.deadline).count()));
-  } else if (!record.ended_for_screen) {
+  } else if (!record.ended_for_steps) {
     const int status = record.wait_status;
     const int expected = expected_exit_code(guest.check);
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-    if (guest.check.ends_with_screen()) {
+    if (guest.check.ends_with_screen() || guest.check.ends_with_exec()) {
       // Its steps may have been through just before.
-      if (!record.screen_error.empty())
-        reasons.push_back(
-            fmt::format("expected to be ended after the last step on its screen, but "
-                        "{}{}",
-                        describe_end(status), last_message(record)));
+      if (!record.step_errors.empty())
+        reasons.push_back(fmt::format("expected to be ended after the last step {}, but {}{}",
+                                      guest.check.ends_with_screen() ? "on its screen" : "in it",
+                                      describe_end(status), last_message(record)));
     } else if (code != expected) {
       reasons.push_back(fmt::format("expected {}, but {}{}", guest.check.exit, describe_end(status),
                                     last_message(record)));
@@ -84,7 +83,7 @@ std::vector<std::string> judge_attempt(const Guest& guest, const AttemptRecord& 
     // The guest did not run, or not to its end: what its console lacks says nothing more.
     if (code == kExitHostError || code == kExitUsage || code == kExitNoKvm) return reasons;
   }
-  if (!record.screen_error.empty()) reasons.push_back("screen: " + record.screen_error);
+  reasons.insert(reasons.end(), record.step_errors.begin(), record.step_errors.end());
   for (std::string& wrong : guest.patterns.judge(record.console))
     reasons.push_back(std::move(wrong));
   return reasons;

@@ -21,6 +21,7 @@ constexpr auto kCommands = std::to_array<Command>({
     {"ps", "list the VMs that run", command_ps},
     {"console", "connect this terminal to a running VM's console", command_console},
     {"log", "show what a VM's console printed last", command_log},
+    {"exec", "run a command in a running guest", command_exec},
     {"attach", "show a running VM's screen and windows on this desktop", command_attach},
     {"vnc", "serve a running VM's screen to VNC clients and browsers", command_vnc},
     {"shot", "write a picture of a running VM's screen", command_shot},

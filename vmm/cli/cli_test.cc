@@ -180,6 +180,7 @@ TEST_F(Cli, closed_standard_descriptors_do_no_harm) {
 
 TEST_F(Cli, check_runs_this_program) {
   // No guest is needed to see that the child is `lethe run`: the missing kernel is its error.
+  ::setenv("XDG_RUNTIME_DIR", x_dir.c_str(), 1);
   write("a.toml", "[boot]\nkernel = \"none\"\n[check]\n");
   const Ran ran = lethe("check a.toml");
   EXPECT_EQ(ran.code, 1);

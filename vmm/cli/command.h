@@ -61,6 +61,7 @@ int command_check(int argc, char** argv);
 int command_completion(int argc, char** argv);
 int command_console(int argc, char** argv);
 int command_doctor(int argc, char** argv);
+int command_exec(int argc, char** argv);
 int command_image(int argc, char** argv);
 int command_kill(int argc, char** argv);
 int command_log(int argc, char** argv);

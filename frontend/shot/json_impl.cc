@@ -1,2 +1,0 @@
-// Boost.JSON's own code, compiled once: Debian ships the library shared only.
-#include <boost/json/src.hpp>
