@@ -84,7 +84,10 @@ Machine::Machine(const VmConfig& config, EventLoop& loop, Gui* gui, const VsockS
       x_vsock_socket(vsock),
       x_on_end(std::move(on_end)) {}
 
-Machine::~Machine() { stop(); }
+Machine::~Machine() {
+  stop();
+  if (x_gui != nullptr) x_gui->set_focus_listener(nullptr);
+}
 
 Result<std::unique_ptr<Machine>> Machine::create(const VmConfig& config, EventLoop& loop,
                                                  ByteSink& console, Gui* gui,
@@ -191,11 +194,21 @@ Result<> Machine::build_virtio(ByteSink& console) {
   if (x_config.balloon.enabled) {
     x_return = std::make_unique<MemoryReturn>(x_config, *x_memory, pending_memory());
     LETHE_TRY(add_virtio(x_return->take_device()));
-    x_policy = std::make_unique<MachineMemory>(x_config, x_loop, *x_return);
+    x_policy = std::make_shared<MachineMemory>(x_config, x_loop, *x_return);
     for (BlockDevice* disk : x_disks)
       x_caches.push_back(x_policy->shrinker().add(disk->bounce_cache()));
   }
+  if (x_gui != nullptr && x_policy) follow_focus();
   return {};
+}
+
+// A VM that the user looks at is spared by the governor.
+void Machine::follow_focus() {
+  x_gui->set_focus_listener([this, policy = std::weak_ptr(x_policy)](bool focused) {
+    x_loop.post([policy, focused] {
+      if (const auto alive = policy.lock()) alive->policy().set_focus(focused);
+    });
+  });
 }
 
 Result<> Machine::build_vsock() {

@@ -135,6 +135,7 @@ class Machine final : private MachineControl {
   [[nodiscard]] Result<> build_virtio(ByteSink& console);
   [[nodiscard]] Result<> build_vsock();
   [[nodiscard]] Result<> build_gui();
+  void follow_focus();
   [[nodiscard]] Result<> add_virtio(std::unique_ptr<VirtioDevice> device);
   [[nodiscard]] Result<> build_vcpus();
   void start_vcpus();
@@ -169,7 +170,7 @@ class Machine final : private MachineControl {
   std::unique_ptr<MemoryLoader> x_loader;
   // Its pool answers page faults of guest memory: every thread that touches that ends before it.
   std::unique_ptr<MemoryReturn> x_return;
-  std::unique_ptr<MachineMemory> x_policy;
+  std::shared_ptr<MachineMemory> x_policy;  // shared with nobody for longer than a call
   std::unique_ptr<KvmVm> x_vm;
   Bus x_ports{"port I/O"};
   Bus x_mmio{"MMIO"};

@@ -216,6 +216,22 @@ TEST_F(MemoryPolicyTest, scarce_host_makes_discard_purge_pull_and_balloon_with_r
   for (const char* kind : {"policy", "pool", "purge", "pull", "balloon"}) EXPECT_GE(kinds[kind], 1);
 }
 
+// Memory is scarce, but not very: others give, the one that the user looks at does not.
+TEST_F(MemoryPolicyTest, vm_with_focus_is_spared_until_it_loses_it) {
+  options_.automatic = true;
+  target_.in_memory = 4 * kGiB;
+  MemoryPolicyLoop policy(loop_, options_, target_, shrinker_);
+  policy.set_focus(true);
+  policy.start();
+  ASSERT_TRUE(run_until([&] { return policy.steps() >= 2; }));
+  available(3);
+  const uint64_t before = policy.steps();
+  ASSERT_TRUE(run_until([&] { return policy.steps() >= before + 20; }));
+  EXPECT_EQ(target_.guest.target(), 0U);
+  policy.set_focus(false);
+  EXPECT_TRUE(run_until([&] { return target_.guest.target() > 0; }));
+}
+
 TEST_F(MemoryPolicyTest, policy_that_the_user_set_is_left_alone) {
   options_.automatic = true;
   target_.is_auto = false;

@@ -36,6 +36,8 @@ class ChannelClient {
   void send_off(gui::ByeReason reason);
   void hang_up();
   [[nodiscard]] bool ended() const { return x_ended; }
+  // The surface that has this frontend's keyboard; 0: none. It may be gone.
+  [[nodiscard]] SurfaceId focused() const { return x_focus.surface; }
   // Tells the listeners that keys and buttons are up and the focus is gone.
   void let_go();
   // No call of the listener may follow.

@@ -203,6 +203,7 @@ void ChannelClient::on(const gui::Focus& message) {
   } else if (x_focus.surface == surface->id) {
     x_focus = {};
   }
+  x_core.check_focus();
   surface->listener->focus(surface->id, message.focused != 0);
 }
 

@@ -124,6 +124,10 @@ class Gui {
   // Of orphans. Any other thread: they wait for the gui thread.
   [[nodiscard]] LedgerLimits limits() const;
   void set_limits(const LedgerLimits& limits);
+  // `listener` hears on the gui thread when a frontend gives a surface the keyboard's focus while
+  // none had it, and when none has it any more. Null: nobody; then it is not called any more when
+  // this returns. Any other thread.
+  void set_focus_listener(std::function<void(bool)> listener);
   [[nodiscard]] ShareLedger& ledger();  // set_free_per_iteration(), counters(): any thread
 
   // By their numbers. `with_pixels`: their descriptors too. Any other thread: it waits.

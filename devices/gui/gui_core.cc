@@ -273,6 +273,20 @@ void GuiCore::remove_surface(SurfaceId id) {
   x_surfaces_free.push_back(slot);
   x_done_checks.remove(slot);
   for_clients([&](ChannelClient& client) { client.surface_changed(slot); });
+  check_focus();
+}
+
+void GuiCore::set_focus_listener(std::function<void(bool)> listener) {
+  x_focus_listener = std::move(listener);
+  x_focused = false;
+  check_focus();
+}
+
+void GuiCore::check_focus() {
+  bool focused = false;
+  for (const Holder& holder : x_holders)
+    focused = focused || (holder.client && find_surface(holder.client->focused()) != nullptr);
+  if (std::exchange(x_focused, focused) != focused && x_focus_listener) x_focus_listener(focused);
 }
 
 void GuiCore::forget_listener(SurfaceListener& listener) {

@@ -11,6 +11,7 @@
 
 #include <array>
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -71,6 +72,7 @@ class GuiCore final : private ShareLedger::Owner {
   void remove_surface(SurfaceId id);
   void forget_listener(SurfaceListener& listener);
   void set_limits(const LedgerLimits& limits);
+  void set_focus_listener(std::function<void(bool)> listener);
 
   // For ChannelClient.
   [[nodiscard]] EventLoop& loop() { return x_loop; }
@@ -94,6 +96,8 @@ class GuiCore final : private ShareLedger::Owner {
   void watch_patience();
   // FREE buffers are released soon.
   void schedule_pass();
+  // A client's focus, or its surface, may be another one.
+  void check_focus();
   // A client has ended; it is removed soon.
   void schedule_settle();
 
@@ -137,6 +141,8 @@ class GuiCore final : private ShareLedger::Owner {
   const GuiOptions x_options;
   GuiCounters x_counters;
   ShareLedger x_ledger;
+  std::function<void(bool)> x_focus_listener;
+  bool x_focused = false;  // what it was told
   std::vector<SurfaceRecord> x_surfaces;
   std::vector<uint32_t> x_surfaces_free;  // slots
   uint64_t x_surfaces_made = 0;

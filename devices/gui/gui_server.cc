@@ -142,6 +142,7 @@ void GuiCore::remove_client(Holder& holder) {
   for (const SurfaceRecord& surface : x_surfaces)
     if (surface.id != 0) x_done_checks.add(slot_of(surface.id));
   client->let_go();
+  check_focus();
 }
 
 }  // namespace lethe

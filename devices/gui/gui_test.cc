@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "base/mutex.h"
 #include "devices/gui/gui_test_util.h"
 
 namespace lethe {
@@ -221,6 +222,44 @@ TEST(GuiTest, hands_input_to_the_creator) {
   EXPECT_TRUE(eventually([&] { return rig.events().size() == expected.size(); }));
   EXPECT_EQ(rig.events(), expected);
   EXPECT_EQ(rig.metric("lethe_gui_input_events_total"), 10);
+}
+
+TEST(GuiTest, focus_of_any_surface_in_any_frontend_is_the_vms) {
+  GuiRig rig;
+  Mutex mutex;
+  std::vector<bool> heard;  // guarded by the mutex
+  const auto hears = [&](const std::vector<bool>& expected) {
+    return eventually([&] {
+      MutexLock lock(mutex);
+      return heard == expected;
+    });
+  };
+  const SurfaceId surface = rig.add_surface("one", 100, 50);
+  const SurfaceId doomed = rig.add_surface("two", 100, 50);
+  rig.gui->set_focus_listener([&](bool focused) {
+    MutexLock lock(mutex);
+    heard.push_back(focused);
+  });
+  auto first = rig.connect();
+  {
+    auto second = rig.connect();
+    first.send(gui::Type::kFocus, gui::Focus{{}, surface, 1, 0});
+    EXPECT_TRUE(hears({true}));
+    second.send(gui::Type::kFocus, gui::Focus{{}, doomed, 1, 0});
+    ASSERT_TRUE(eventually([&] { return rig.events().size() == 2; }));
+    first.send(gui::Type::kFocus, gui::Focus{{}, surface, 0, 0});
+    ASSERT_TRUE(eventually([&] { return rig.events().size() == 3; }));
+    EXPECT_TRUE(hears({true})) << "the other one still has it";
+    rig.on_gui([&] { rig.gui->remove_surface(doomed); });
+    EXPECT_TRUE(hears({true, false}));
+    second.send(gui::Type::kFocus, gui::Focus{{}, surface, 1, 0});
+    EXPECT_TRUE(hears({true, false, true}));
+  }
+  EXPECT_TRUE(hears({true, false, true, false})) << "a frontend that goes takes its focus along";
+  rig.gui->set_focus_listener(nullptr);
+  first.send(gui::Type::kFocus, gui::Focus{{}, surface, 1, 0});
+  ASSERT_TRUE(eventually([&] { return rig.events().size() >= 6; }));
+  EXPECT_TRUE(hears({true, false, true, false}));
 }
 
 TEST(GuiTest, releases_keys_buttons_and_focus_of_a_frontend_that_goes) {
