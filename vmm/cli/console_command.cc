@@ -37,14 +37,16 @@ class ConsoleClient {
       tell_size();
     }
     while (!x_code) {
-      std::array<pollfd, 2> descriptors = {pollfd{x_console.get(), POLLIN, 0},
-                                           pollfd{x_typing ? STDIN_FILENO : -1, POLLIN, 0}};
+      std::array<pollfd, 3> descriptors = {pollfd{x_console.get(), POLLIN, 0},
+                                           pollfd{x_typing ? STDIN_FILENO : -1, POLLIN, 0},
+                                           pollfd{STDOUT_FILENO, 0, 0}};
       if (!x_keys.empty()) descriptors[0].events |= POLLOUT;
       if (!x_keys.empty()) descriptors[1].fd = -1;  // what was typed goes first
       (void)on_signal(x_signals.wait(descriptors, kForever));
       if ((descriptors[0].revents & POLLOUT) != 0) send_keys();
       if ((descriptors[0].revents & ~POLLOUT) != 0) show_output();
       if (descriptors[1].revents != 0) read_keys();
+      if (descriptors[2].revents != 0) x_code = x_code.value_or(0);  // nobody reads us any more
     }
     x_raw.reset();
     if (x_ended) fmt::print(stderr, "lethe: '{}' has closed its console\n", x_vm.name);
