@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "guest-tests/linux/exec/server.h"
 #include "vmm/exec/protocol.h"
@@ -75,8 +76,8 @@ int main(int argc, char** argv) {
   if (!parse(argc, argv, options)) return 2;
   // Init scripts have none at times.
   (void)::setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 0);
-  const auto listener = options.unix_path.empty() ? lethe::exec::listen_vsock(options.port)
-                                                  : lethe::exec::listen_unix(options.unix_path);
+  auto listener = options.unix_path.empty() ? lethe::exec::listen_vsock(options.port)
+                                            : lethe::exec::listen_unix(options.unix_path);
   if (!listener) {
     std::fprintf(stderr, "lethe-exec: %s\n", listener.error().c_str());
     return 1;
@@ -85,6 +86,6 @@ int main(int argc, char** argv) {
     std::perror("lethe-exec: daemon");
     return 1;
   }
-  std::fprintf(stderr, "lethe-exec: %s\n", lethe::exec::serve_all(*listener).c_str());
+  std::fprintf(stderr, "lethe-exec: %s\n", lethe::exec::serve_all(std::move(*listener)).c_str());
   return 1;
 }

@@ -60,7 +60,7 @@ tl::expected<UniqueFd, std::string> listen_unix(const std::string& path) {
   return listen_at(address, path);
 }
 
-std::string serve_all(const UniqueFd& listener) {
+std::string serve_all(UniqueFd listener) {
   int children = 0;
   for (;;) {
     while (children > 0 && ::waitpid(-1, nullptr, WNOHANG) > 0) --children;
@@ -89,6 +89,7 @@ std::string serve_all(const UniqueFd& listener) {
     }
     if (child > 0) ++children;
     if (child < 0) refuse(client, "the guest can start no process");
+      listener.reset();  // or the address stays taken, and unserved, after the agent's end
   }
 }
 

@@ -19,6 +19,6 @@ inline constexpr int kConnectionsMax = 64;
 // Accepts for ever, and serves each client in a forked child; more than kConnectionsMax at a time
 // are refused. On vsock only the host may connect: else any user of the guest could have commands
 // run as root, by way of vsock's loopback. Returns only if accept() fails for good: why.
-[[nodiscard]] std::string serve_all(const UniqueFd& listener);
+[[nodiscard]] std::string serve_all(UniqueFd listener);
 
 }  // namespace lethe::exec

@@ -34,9 +34,15 @@ class ExecServer : public testing::Test {
     ASSERT_TRUE(eventually([&] { return connect().valid(); }));
   }
   void TearDown() override {
-    ::kill(x_pid, SIGKILL);
-    ::waitpid(x_pid, nullptr, 0);
+    end_agent();
     std::filesystem::remove_all(x_dir);
+  }
+  void end_agent() {
+    if (x_pid > 0) {
+      ::kill(x_pid, SIGKILL);
+      ::waitpid(x_pid, nullptr, 0);
+    }
+    x_pid = -1;
   }
   UniqueFd connect() const {
     sockaddr_un address{};
@@ -100,6 +106,18 @@ TEST_F(ExecServer, serves_many_at_once_refuses_one_more_and_goes_on) {
     const auto first = hear(again);
     return first && first->type == FrameType::kStarted;
   }));
+}
+
+TEST_F(ExecServer, who_is_served_still_does_not_hold_the_address_after_its_end) {
+  const UniqueFd client = connect();
+  say(client, "{\"version\":1,\"run\":[\"cat\"],\"stdin\":true}\n");
+  ASSERT_TRUE(hear(client));
+  end_agent();
+  EXPECT_FALSE(connect().valid());
+  say(client, frame(FrameType::kStdin, "hello"));
+  const auto echo = hear(client);
+  ASSERT_TRUE(echo);
+  EXPECT_EQ(echo->payload, "hello");
 }
 
 TEST(ExecProgram, wrong_words_are_refused_and_help_is_given) {
