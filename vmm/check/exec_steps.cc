@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cmath>
 #include <filesystem>
@@ -29,6 +30,11 @@ constexpr size_t kTailLines = 10;
 constexpr size_t kErrorsMax = 16;
 constexpr size_t kFetchErrorMax = 16 << 10;  // bytes that are kept of tar's own errors
 
+// In its C locale. The last is of what it passes over.
+constexpr std::array<std::string_view, 4> kTarWarnings{"file changed as we read it",
+                                                       "File removed before we read it",
+                                                       "padding with zeros", "socket ignored"};
+
 std::string words_of(const ExecStep& step) {
   const std::string words =
       step.shell.empty() ? fmt::format("{}", fmt::join(step.run, " ")) : step.shell;
@@ -46,6 +52,19 @@ std::string last_words(const std::string& err, const std::string& out) {
     if (!line.empty()) return fmt::format("; its {} ends with '{}'", name, printable(line));
   }
   return "; it printed nothing";
+}
+
+// Whether tar only warns. GNU's exits with 1 when a file changed while it was read, as logs do, and
+// the archive is whole all the same; busybox's exits so for errors too.
+bool only_warns(const ExecEnd& end, std::string_view err) {
+  if (end.how != How::kExited || end.value != 1) return false;
+  size_t lines = 0;
+  for (size_t size = 0; (size = err.find('\n')) != err.npos; err.remove_prefix(size + 1), ++lines)
+    if (std::none_of(kTarWarnings.begin(), kTarWarnings.end(), [&](std::string_view warning) {
+          return err.substr(0, size).find(warning) != err.npos;
+        }))
+      return false;
+  return lines > 0;
 }
 
 milliseconds scaled(milliseconds time, double scale) {
@@ -221,6 +240,7 @@ void ExecSteps::fetch_next() {
                           .port = x_spec.plan->port,
                           .patience = scaled(kPatience, x_spec.timeout_scale)},
       ExecRequest{.run = {"tar", "-chf", "-", "-C", "/", "./" + path},
+                  .env = {"LC_ALL=C"},
                   .timeout = scaled(kFetchTimeout, x_spec.timeout_scale)},
       ExecClient::Handlers{.output =
                                [this](std::string_view bytes, bool is_error) {
@@ -238,15 +258,17 @@ void ExecSteps::fetch_ended(const ExecEnd& end) {
   const std::string& path = x_spec.plan->artifacts[x_artifact++];
   std::string wrong = x_writer->finish();
   x_fetched += x_writer->bytes();
+  const bool warned = wrong.empty() && only_warns(end, x_err);
   append_to(x_spec.log_file,
-            fmt::format("artifact {}: {} bytes{}\n", printable(path), x_writer->bytes(),
+            fmt::format("artifact {}: {} bytes{}{}\n", printable(path), x_writer->bytes(),
                         x_writer->passed_over() == 0
                             ? ""
                             : fmt::format(", {} entries passed over: neither file nor directory",
-                                          x_writer->passed_over())));
+                                          x_writer->passed_over()),
+                        warned ? ", and tar warned" + last_words(x_err, {}) : ""));
   x_writer.reset();
   // tar's own words say more than an archive that is cut.
-  if (end.how == How::kExited && end.value != 0)
+  if (end.how == How::kExited && end.value != 0 && !warned)
     wrong = fmt::format("{}{}", describe(end), last_words(x_err, {}));
   else if (wrong.empty() && end.how != How::kExited)
     wrong = describe(end);

@@ -197,6 +197,31 @@ TEST_F(CheckExec, an_artifact_that_is_not_there_or_too_large_fails) {
   EXPECT_THAT(x_out, HasSubstr("large': more than 4K (check.artifacts_max)"));
 }
 
+TEST_F(CheckExec, an_artifact_that_changes_while_it_is_read_is_none_that_fails) {
+  write("grows", "content");
+  fs::create_directory(x_dir + "/bin");
+  const std::string path = std::getenv("PATH");
+  ::setenv("PATH", (x_dir + "/bin:" + path).c_str(), 1);
+  guest(fmt::format("exit = \"exec\"\nartifacts = [\"{}/grows\"]", x_dir), {"shell = 'true'"});
+  const auto run_with = [&](const std::string& says, int code) {
+    write("bin/tar", fmt::format("#!/bin/sh\nPATH='{}' tar \"$@\"\n"
+                                 "[ \"$LC_ALL\" = C ] && printf '{}' >&2\nexit {}\n",
+                                 path, says, code));
+    EXPECT_EQ(::chmod((x_dir + "/bin/tar").c_str(), 0755), 0);
+    return run();
+  };
+  EXPECT_EQ(run_with("tar: ./grows: file changed as we read it\\n", 1), 0) << x_out;
+  EXPECT_EQ(read("logs/a.artifacts" + x_dir + "/grows"), "content");
+  EXPECT_THAT(read("logs/a.exec.log"),
+              HasSubstr("grows: 7 bytes, and tar warned; its stderr ends with 'tar: ./grows: file "
+                        "changed as we read it'\n"));
+  EXPECT_EQ(run_with("tar: ./grows: file changed as we read it\\n", 2), 1);
+  EXPECT_EQ(run_with("tar: ./x: No such file or directory\\n", 1), 1);
+  EXPECT_EQ(run_with("", 1), 1);
+  EXPECT_THAT(x_out, HasSubstr("grows': exit code 1; it printed nothing"));
+  ::setenv("PATH", path.c_str(), 1);
+}
+
 TEST_F(CheckExec, without_out_artifacts_stay_in_the_guest_and_that_is_said) {
   guest("exit = \"exec\"\nartifacts = [\"/no/such\"]", {"shell = 'true'"});
   x_options.out_dir.clear();
