@@ -1,6 +1,7 @@
 #include "vmm/check/verdict.h"
 
 #include <fmt/format.h>
+#include <signal.h>
 #include <sys/wait.h>
 
 #include <cstring>
@@ -41,6 +42,12 @@ std::string describe_exit_code(int code) {
   return fmt::format("exit code {}", code);
 }
 
+// Whether lethe itself failed: by a signal that `lethe check` ends no guest with, or as it says.
+bool lethe_failed(int status) {
+  if (WIFSIGNALED(status)) return WTERMSIG(status) != SIGKILL && WTERMSIG(status) != SIGTERM;
+  return WEXITSTATUS(status) == kExitHostError;
+}
+
 // lethe's own last message, which says why it ended, as ": text".
 std::string last_message(const AttemptRecord& record) {
   std::string line = tail_of(record.messages, 1);
@@ -66,13 +73,17 @@ std::vector<std::string> judge_attempt(const Guest& guest, const AttemptRecord& 
   } else if (record.timed_out) {
     reasons.push_back(fmt::format("timeout: still running at its deadline of {:.1f} s",
                                   std::chrono::duration<double>(record.deadline).count()));
-  } else if (!record.ended_for_steps) {
+  } else if (record.ended_for_steps) {
+    if (lethe_failed(record.wait_status))
+      reasons.push_back(fmt::format("expected to be ended with the steps, but {}{}",
+                                    describe_end(record.wait_status), last_message(record)));
+  } else {
     const int status = record.wait_status;
     const int expected = expected_exit_code(guest.check);
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
     if (guest.check.ends_with_screen() || guest.check.ends_with_exec()) {
       // Its steps may have been through just before.
-      if (!record.step_errors.empty())
+      if (!record.step_errors.empty() || lethe_failed(status))
         reasons.push_back(fmt::format("expected to be ended after the last step {}, but {}{}",
                                       guest.check.ends_with_screen() ? "on its screen" : "in it",
                                       describe_end(status), last_message(record)));

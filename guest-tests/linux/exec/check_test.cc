@@ -249,6 +249,23 @@ TEST_F(CheckExec, a_guest_that_ends_meanwhile_fails) {
                     HasSubstr("exec: step 1 of 1 '")));
 }
 
+TEST_F(CheckExec, lethe_that_crashes_when_its_guest_is_ended_fails_it) {
+  guest("exit = \"exec\"", {"shell = 'true'"});
+  const std::string stub = read("stub");
+  const std::string trap = "trap 'exit 6' TERM";
+  const auto run_with = [&](const std::string& at_end) {
+    write("stub",
+          std::string(stub).replace(stub.find(trap), trap.size(), "trap '" + at_end + "' TERM"));
+    return run();
+  };
+  EXPECT_EQ(run_with("kill -SEGV $$"), 1);
+  EXPECT_THAT(x_out, HasSubstr("expected to be ended with the steps, but lethe was killed by "
+                               "signal 11"));
+  EXPECT_EQ(run_with("exit 1"), 1);
+  EXPECT_THAT(x_out, HasSubstr("but the host failed it"));
+  EXPECT_EQ(run_with("exit 0"), 0) << x_out;
+}
+
 TEST_F(CheckExec, the_last_command_may_power_the_guest_off) {
   start_agent([this](UniqueFd fd) {
     // The guest is gone while the command runs.
