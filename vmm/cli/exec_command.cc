@@ -1,6 +1,7 @@
 // `lethe exec`: a command in a running guest, by its agent.
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <poll.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -42,17 +43,14 @@ int exit_code_of(const ExecEnd& end, const std::string& name) {
   return end.how == How::kRefused ? kExitExecCannotRun : kExitExecFailed;
 }
 
-// The command's streams are ours. Threading: the main thread.
+// The command's streams are ours. No signal is watched: what ends us closes the connection, and
+// with it the agent kills the command; this goes for us while our output blocks, too. Threading:
+// the main thread.
 class Execution {
  public:
   explicit Execution(ExecOptions& options) : x_options(options) {}
 
-  Result<int> run() {
-    LETHE_TRY_ASSIGN(const auto signals,
-                     x_loop.watch_signals({SIGINT, SIGTERM, SIGHUP}, [this](int signal) {
-                       x_signal = signal;
-                       x_loop.stop();
-                     }));
+  int run() {
     x_client = std::make_unique<ExecClient>(
         x_loop, x_options.client, x_options.request,
         ExecClient::Handlers{
@@ -66,7 +64,6 @@ class Execution {
     x_loop.run();
     x_input.reset();
     x_client.reset();  // closes: the agent kills what still runs
-    if (x_signal != 0) return kExitExecSignal + x_signal;
     return exit_code_of(x_end, x_options.name);
   }
 
@@ -76,7 +73,12 @@ class Execution {
     const int fd = is_error ? STDERR_FILENO : STDOUT_FILENO;
     while (!bytes.empty()) {
       const ssize_t wrote = ::write(fd, bytes.data(), bytes.size());
-      if (wrote < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+      if (wrote < 0 && errno == EINTR) continue;
+      if (wrote < 0 && errno == EAGAIN) {  // whoever shares it with us made it so
+        pollfd room{.fd = fd, .events = POLLOUT, .revents = 0};
+        (void)::poll(&room, 1, -1);
+        continue;
+      }
       if (wrote <= 0) return x_client->end({ExecEnd::How::kLost, 0, ""});  // our reader is gone
       bytes.remove_prefix(static_cast<size_t>(wrote));
     }
@@ -104,7 +106,6 @@ class Execution {
   std::unique_ptr<ExecClient> x_client;
   std::unique_ptr<EventLoop::Watch> x_input;
   bool x_input_over = false;
-  int x_signal = 0;
   ExecEnd x_end;
 };
 
@@ -161,10 +162,7 @@ int command_exec(int argc, char** argv) {
   options.client.patience = from_seconds(options.wait_s);
   options.request.timeout = from_seconds(options.timeout_s);
   (void)::signal(SIGPIPE, SIG_IGN);
-  const auto code = Execution(options).run();
-  if (code) return *code;
-  print_error("exec: " + code.error().text);
-  return kExitExecFailed;
+  return Execution(options).run();
 }
 
 }  // namespace lethe

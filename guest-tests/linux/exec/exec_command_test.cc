@@ -120,5 +120,17 @@ TEST_F(ExecCommand, a_signal_ends_the_command_too) {
   EXPECT_TRUE(eventually([&] { return ::kill(pid, 0) != 0; }));
 }
 
+TEST_F(ExecCommand, a_signal_ends_it_while_its_output_is_blocked) {
+  const std::string command = fmt::format(
+      "cd {0}; export XDG_RUNTIME_DIR={0}; mkfifo fifo; exec 9<>fifo; "
+      "{1} exec web -- sh -c 'echo $$ >{0}/pid; exec yes' >fifo & "
+      "for i in $(seq 200); do [ -s pid ] && break; sleep 0.05; done; sleep 0.5; "
+      "kill -TERM $!; wait $!",
+      x_dir, LETHE_PROGRAM);
+  EXPECT_EQ(WEXITSTATUS(std::system(command.c_str())), 128 + SIGTERM);
+  const pid_t pid = std::stoi(read("pid"));
+  EXPECT_TRUE(eventually([&] { return ::kill(pid, 0) != 0; }));
+}
+
 }  // namespace
 }  // namespace lethe
