@@ -132,7 +132,10 @@ void ArtifactWriter::take_header(std::string_view block) {
   if (!checksum_ok(block) || !size) return fail("what the guest sent is no tar archive");
   if (++x_entries > kArtifactEntriesMax)
     return fail(fmt::format("more than {} files", kArtifactEntriesMax));
-  std::string name = std::exchange(x_long_name, {});
+  // What GNU's long name and long link say is for the entry behind both.
+  const char type = block[kTypeAt];
+  const bool is_long = type == 'L' || type == 'K';
+  std::string name = is_long ? std::string() : std::exchange(x_long_name, {});
   name = name.substr(0, name.find('\0'));
   if (name.empty()) {
     const std::string_view prefix = text_at(block, kPrefix);
@@ -141,13 +144,13 @@ void ArtifactWriter::take_header(std::string_view block) {
     if (posix && !prefix.empty()) name = std::string(prefix) + "/";
     name += text_at(block, kName);
   }
-  std::string link = std::exchange(x_long_link, {});
+  std::string link = is_long ? std::string() : std::exchange(x_long_link, {});
   link = link.substr(0, link.find('\0'));
   if (link.empty()) link = text_at(block, kLink);
   x_left = *size;
   x_padding = (kBlock - *size % kBlock) % kBlock;
   const auto mode = octal_at(block, kMode).value_or(0);
-  take_entry(block[kTypeAt], std::move(name), link, *size, (mode & 0100) != 0);
+  take_entry(type, std::move(name), link, *size, (mode & 0100) != 0);
   // An entry without content has nothing that would end it.
   if (x_part != Part::kEnd && x_left == 0) {
     x_file.reset();
@@ -161,6 +164,7 @@ void ArtifactWriter::take_entry(char type, std::string name, const std::string& 
   if (type == 'L' || type == 'K') {  // GNU: the content is the next entry's name, or link
     if (size > kArtifactPathMax + 1) return fail("a name is too long");
     x_part = type == 'L' ? Part::kLongName : Part::kLongLink;
+    (type == 'L' ? x_long_name : x_long_link).clear();
     return;
   }
   const bool file = type == '0' || type == '\0' || type == '7';

@@ -149,6 +149,23 @@ TEST_F(Artifacts, a_hard_link_becomes_a_copy_of_what_came_before) {
               HasSubstr("more than 150000"));
 }
 
+TEST_F(Artifacts, a_hard_link_may_have_both_its_names_long) {
+  const std::string from = "log/" + std::string(150, 'f');
+  const std::string to = "log/" + std::string(150, 't');
+  const std::string file = entry("l", from, 'L') + entry("log/cut", "text");
+  const std::string old_name = entry("l", "log/" + std::string(160, 'o'), 'L');
+  const std::string link = entry("l", from, 'K');
+  const std::string name = entry("l", to, 'L');
+  for (const std::string& names : {link + name, name + link, old_name + link + name}) {
+    fs::remove_all(x_dir + "/in/log");
+    EXPECT_EQ(unpack("log", file + names + entry("log/cut", "", '1') + entry("log/b", "b") + kEnd),
+              "");
+    EXPECT_EQ(read(to), "text");
+    EXPECT_EQ(read("log/b"), "b");
+    EXPECT_THAT(all(), testing::SizeIs(5));
+  }
+}
+
 TEST_F(Artifacts, a_link_that_is_there_is_not_followed) {
   fs::create_directory(x_dir + "/outside");
   fs::create_directory(x_dir + "/in/log");
