@@ -131,6 +131,17 @@ TEST_F(Cli, validate_looks_at_the_kernel) {
                  "a.toml: boot.kernel 'k' is neither an ELF file nor a Linux bzImage");
 }
 
+TEST_F(Cli, validate_compiles_the_patterns) {
+  write("k", "\177ELF");
+  write("a.toml",
+        "[boot]\nkernel = \"k\"\n[vsock]\nenabled = true\n[check]\nmust_match = ['(']\n"
+        "[[check.exec]]\nshell = 'true'\nstdout_match = [')']\n");
+  const Ran ran = lethe("validate a.toml");
+  EXPECT_EQ(ran.code, 2);
+  EXPECT_THAT(ran.err, HasSubstr("key 'check.must_match', entry 1: '('"));
+  EXPECT_THAT(ran.err, HasSubstr("key 'check.exec.stdout_match', entry 1: ')'"));
+}
+
 TEST_F(Cli, validate_accepts_good_configs) {
   write("k", "\177ELF");
   write("good.toml", "[boot]\nkernel = \"k\"\n");

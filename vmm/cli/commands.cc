@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "vmm/api/http_server.h"
 #include "vmm/boot/boot.h"
+#include "vmm/check/exec_steps.h"
 #include "vmm/check/pattern.h"
 #include "vmm/check/screen_steps.h"
 #include "vmm/cli/cli.h"
@@ -36,6 +37,7 @@ std::vector<std::string> problems_of(const std::string& file) {
     problems.push_back(std::move(missing));
   if (const auto patterns = compile_patterns(config.check, file); !patterns)
     problems.push_back(patterns.error().text);
+  if (const auto plan = plan_exec(config, file); !plan) problems.push_back(plan.error().text);
   return problems;
 }
 
