@@ -18,7 +18,7 @@ namespace {
 using Failed = tl::unexpected<std::string>;
 
 constexpr int kBacklog = 64;
-constexpr int kShortOfDescriptorsMs = 100;
+constexpr int kAcceptPauseMs = 100;
 
 Failed failed(const std::string& what) { return Failed(what + ": " + ::strerrordesc_np(errno)); }
 
@@ -31,6 +31,12 @@ tl::expected<UniqueFd, std::string> listen_at(const Address& address, const std:
   if (::bind(listener.get(), plain, sizeof address) != 0 || ::listen(listener.get(), kBacklog) != 0)
     return failed(what);
   return listener;
+}
+
+// Whether no later accept() can go well: the listener is not one. All else is the client's, the
+// network's or the moment's.
+bool ends_listening(int error) {
+  return error == EBADF || error == EINVAL || error == ENOTSOCK || error == EFAULT;
 }
 
 // Whether the peer is the host; a Unix socket's is.
@@ -71,9 +77,8 @@ std::string serve_all(UniqueFd listener) {
         ::accept4(listener.get(), reinterpret_cast<sockaddr*>(&peer), &size, SOCK_CLOEXEC));
     if (!client.valid()) {
       if (errno == EINTR || errno == ECONNABORTED || errno == EAGAIN) continue;
-      if (errno != EMFILE && errno != ENFILE && errno != ENOMEM && errno != ENOBUFS)
-        return std::string("accept: ") + ::strerrordesc_np(errno);
-      (void)::poll(nullptr, 0, kShortOfDescriptorsMs);
+      if (ends_listening(errno)) return std::string("accept: ") + ::strerrordesc_np(errno);
+      (void)::poll(nullptr, 0, kAcceptPauseMs);
       continue;
     }
     if (!from_host(peer)) continue;
@@ -84,12 +89,12 @@ std::string serve_all(UniqueFd listener) {
     }
     const pid_t child = ::fork();
     if (child == 0) {
+      listener.reset();  // or the address stays taken, and unserved, after the agent's end
       serve(std::move(client));
       ::_exit(0);
     }
     if (child > 0) ++children;
     if (child < 0) refuse(client, "the guest can start no process");
-      listener.reset();  // or the address stays taken, and unserved, after the agent's end
   }
 }
 
