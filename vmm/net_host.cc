@@ -62,6 +62,10 @@ Result<std::unique_ptr<NetHost>> NetHost::create(const VmConfig& config, EventLo
 NetHost::~NetHost() = default;
 
 Result<NetPorts> NetHost::open(Card& card) {
+  // Before any passt is started: it is none of its business.
+  for (const auto& other : x_cards)
+    if (other->config->tap_fd)
+      (void)::fcntl(static_cast<int>(*other->config->tap_fd), F_SETFD, FD_CLOEXEC);
   card.opened = std::chrono::steady_clock::now();
   const NetConfig& net = *card.config;
   if (net.user) {

@@ -57,7 +57,7 @@ job "lethe-web" {
       resources {
         cpu        = 1000
         memory     = 256
-        memory_max = 576
+        memory_max = 704
       }
     }
   }

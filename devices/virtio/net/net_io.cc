@@ -243,9 +243,8 @@ void NetIo::take_turn(NetPair::Turn turn) {
     case NetPair::Turn::kMore:
       return x_again->signal();
     case NetPair::Turn::kThrottled:
-      if (std::exchange(x_timer_runs, true)) return;
-      ++x_counters.throttled;
-      // The sooner of the two: the other one's turn ends the same way again.
+      if (!std::exchange(x_timer_runs, true)) ++x_counters.throttled;
+      // Set anew each time: the other direction, or a limit that was lifted, may be due sooner.
       return x_timer->start(std::max<std::chrono::nanoseconds>(std::chrono::microseconds(1),
                                                                x_shared.next_allowed()));
     case NetPair::Turn::kLost:

@@ -281,8 +281,9 @@ NetPair::Gathered NetPair::gather(uint64_t wanted) {
   return Gathered::kEnough;
 }
 
+// Looks at no more than a ring's worth: the guest may put refused buffers back at once.
 bool NetPair::hold_one(const MemoryMap& map) {
-  for (;;) {
+  for (unsigned tries = 0; tries < x_rx->size(); ++tries) {
     auto chain = x_rx->pop(map);
     if (!chain) return false;
     const uint64_t bytes = chain->writable_bytes();
@@ -296,6 +297,7 @@ bool NetPair::hold_one(const MemoryMap& map) {
     x_held.push_back({.chain = std::move(*chain), .bytes = bytes});
     return true;
   }
+  return false;
 }
 
 // Of what is held, enough for `wanted` bytes with the header.

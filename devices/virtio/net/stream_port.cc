@@ -15,6 +15,8 @@
 namespace lethe {
 namespace {
 
+constexpr unsigned kEmptyFramesMax = 1024;  // in a row
+
 // What the kernel puts into one buffer of a Unix stream (net/unix/af_unix.c: SKB_MAX_ALLOC and
 // UNIX_SKB_FRAGS_SZ), a bit less: it takes so much whole or not at all. passt reads the rest of a
 // frame that came in part with one more read, and takes what that gives for all of it; so no frame
@@ -180,7 +182,9 @@ NetIoState StreamPort::drop_skipped() {
 }
 
 NetPort::Next StreamPort::next() {
-  while (!x_known) {
+  for (unsigned empty = 0; !x_known; ++empty) {
+    // Nor is one that sends nothing but frames of no bytes, which would keep us here.
+    if (empty > kEmptyFramesMax) return {.state = NetIoState::kLost, .bytes = 0};
     NetIoState state = drop_skipped();
     if (state == NetIoState::kDone) state = fill_ahead(kStreamPrefixBytes);
     if (state != NetIoState::kDone) return {.state = state, .bytes = 0};

@@ -78,6 +78,8 @@ void VsockIo::stop_all() {
   x_event_due = false;
   x_timer->cancel();
   x_ticking = false;
+  x_out_of_descriptors = false;  // the timer would have tried again
+  listen_if_room();
 }
 
 void VsockIo::restored() {
