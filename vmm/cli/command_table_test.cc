@@ -94,7 +94,7 @@ TEST_F(CommandTable, bad_names_of_vms_are_one_line_and_touch_nothing) {
     const auto refused = [&](const std::string& name, int code, const std::string& part) {
       expect_refused(fmt::format("{} {}{}", command.name, name, more), code, part);
     };
-    const int failed = command.name == "exec" ? 125 : kExitHostError;  // 1 is the guest's command's
+    const int failed = text.name == "exec" ? 125 : kExitHostError;  // 1 is the guest's command's
     for (const char* name : {"''", "..", ".", "a/b", "../lethe", "/etc", "a//b", "Web", "' '"})
       refused(name, failed, "' does not run");
     refused(std::string(300, 'a'), failed, "aaa...' does not run");
