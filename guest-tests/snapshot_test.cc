@@ -9,12 +9,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/test_util.h"
@@ -236,6 +238,24 @@ TEST_F(Snapshot, two_cpus_and_a_disk_go_on) {
   write_config("", 2, true);
   ASSERT_NO_FATAL_FAILURE(run());
   ASSERT_NO_FATAL_FAILURE(save("s", "--stop"));
+  EXPECT_EQ(wait_for_end(), 6);
+  ASSERT_NO_FATAL_FAILURE(restore("s", "again"));
+  ASSERT_NO_FATAL_FAILURE(wait_for_rounds("again", 50));
+  expect_nothing_lost("again", "log");
+  ASSERT_NO_FATAL_FAILURE(end_well("again"));
+}
+
+TEST_F(Snapshot, nobody_resumes_a_vm_that_ends_when_it_is_saved) {
+  write_config("pages=2000", 2, true);
+  ASSERT_NO_FATAL_FAILURE(run());
+  std::atomic<bool> saved = false;
+  std::thread others([&] {
+    const std::string lethe = (program_folder() / "lethe").string();
+    while (!saved) (void)std::system((lethe + " resume vm >/dev/null 2>&1").c_str());
+  });
+  save("s", "--stop");
+  saved = true;
+  others.join();
   EXPECT_EQ(wait_for_end(), 6);
   ASSERT_NO_FATAL_FAILURE(restore("s", "again"));
   ASSERT_NO_FATAL_FAILURE(wait_for_rounds("again", 50));

@@ -286,6 +286,7 @@ class Session final : private RunControl {
   // RunControl.
   [[nodiscard]] bool stopping() const override { return x_stopping; }
   void press_power_button() override {
+    if (x_target && x_target->ends_when_saved()) return;
     if (x_machine->paused()) {
       x_events.publish("resumed");
       x_machine->resume();

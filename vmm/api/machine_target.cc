@@ -46,6 +46,12 @@ VmState MachineTarget::state() {
 // A machine that is to end needs its processors, and must not start again.
 Result<> MachineTarget::check_not_stopping() const {
   if (x_run.stopping()) return host_error("the VM is stopping");
+  return check_not_ending();
+}
+
+// What the guest did after its memory was written would be in its disks, and not in the snapshot.
+Result<> MachineTarget::check_not_ending() const {
+  if (x_ends_when_saved) return host_error("the VM is being saved, and ends then");
   return {};
 }
 
@@ -76,11 +82,14 @@ void MachineTarget::snapshot(const std::string& dir, bool stop,
   const bool was_paused = x_machine.paused();
   auto saved = save_machine(x_machine, x_config, dir, stop);
   if (!saved) return done(Unexpected(saved.error()));
+  x_ends_when_saved = stop;
   const auto finish = [this, dir, stop, was_paused,
                        done = std::move(done)](const Result<SnapshotReport>& report) {
     x_committer.join();
     if (!report) {
+      x_ends_when_saved = false;
       if (stop && !was_paused) x_machine.resume();
+      if (stop && x_run.stopping()) x_run.press_power_button();  // it was not while this went on
       return done(Unexpected(report.error()));
     }
     x_events.publish("snapshot", {{"dir", dir}});
@@ -100,6 +109,7 @@ void MachineTarget::snapshot(const std::string& dir, bool stop,
 }
 
 Result<> MachineTarget::power_button() {
+  LETHE_TRY(check_not_ending());
   x_run.press_power_button();
   return {};
 }

@@ -24,7 +24,7 @@ class RunControl {
   virtual ~RunControl() = default;
   // The VM is to end: a signal asked for it.
   [[nodiscard]] virtual bool stopping() const = 0;
-  // Resumes a paused machine first.
+  // Resumes a paused machine first. Does nothing while it is saved and ends then.
   virtual void press_power_button() = 0;
   // The machine's end, soon: the loop goes on first. By `kReset` another machine follows.
   virtual void end_soon(Ending ending) = 0;
@@ -44,6 +44,9 @@ class MachineTarget final : public ApiTarget {
         x_run(run),
         x_events(events),
         x_console(console) {}
+
+  // The machine is paused, and must stay so: it ends as soon as its snapshot is safe.
+  [[nodiscard]] bool ends_when_saved() const { return x_ends_when_saved; }
 
   // Waits for the disk, if a snapshot is on its way there.
   ~MachineTarget() override;
@@ -80,6 +83,7 @@ class MachineTarget final : public ApiTarget {
 
  private:
   [[nodiscard]] Result<> check_not_stopping() const;
+  [[nodiscard]] Result<> check_not_ending() const;
 
   struct Wait {  // for the guest's statistics
     std::function<void()> done;
@@ -102,6 +106,7 @@ class MachineTarget final : public ApiTarget {
   std::set<std::shared_ptr<Pull>> x_pulls;
   std::shared_ptr<bool> x_alive = std::make_shared<bool>(true);  // for what is posted
   std::thread x_committer;  // waits for the disk to take a snapshot
+  bool x_ends_when_saved = false;
   // One picture at a time; made on a thread of its own, which is there when it was first needed.
   std::function<void(Result<std::string>)> x_picture_done;
   std::unique_ptr<IoThread> x_painter;
