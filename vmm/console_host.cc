@@ -15,6 +15,7 @@ namespace {
 
 constexpr size_t kKeysChunk = 4096;
 constexpr int kAcceptsAtOnce = 16;
+constexpr std::chrono::milliseconds kAcceptRetry{100};  // the host is out of descriptors
 
 }  // namespace
 
@@ -26,7 +27,10 @@ Result<> ConsoleHub::attach(EventLoop& loop, const std::string& path, Keys keys)
   x_keys = std::move(keys);
   x_keys_paused = false;
   x_stuck_timer = loop.make_timer([this] { look_for_stuck(); });
-  LETHE_TRY_ASSIGN(x_accepting, loop.watch_readable(x_listener.get(), [this] { accept(); }));
+  x_accept_timer = loop.make_timer([this] {
+    if (!watch_listener()) x_accept_timer->start(kAcceptRetry);
+  });
+  LETHE_TRY(watch_listener());
   for (auto client = x_clients.begin(); client != x_clients.end();) {
     const auto current = client++;
     watch_keys(current);
@@ -35,8 +39,14 @@ Result<> ConsoleHub::attach(EventLoop& loop, const std::string& path, Keys keys)
   return {};
 }
 
+Result<> ConsoleHub::watch_listener() {
+  LETHE_TRY_ASSIGN(x_accepting, x_loop->watch_readable(x_listener.get(), [this] { accept(); }));
+  return {};
+}
+
 void ConsoleHub::detach() {
   x_accepting.reset();
+  x_accept_timer.reset();
   x_stuck_timer.reset();
   x_stuck_timer_runs = false;
   for (Client& client : x_clients) {
@@ -73,7 +83,15 @@ std::string ConsoleHub::kept() const {
 void ConsoleHub::accept() {
   for (int i = 0; i < kAcceptsAtOnce; ++i) {
     UniqueFd fd(::accept4(x_listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-    if (!fd.valid()) return;  // none waits, or there are no descriptors: the rest is for later
+    if (!fd.valid()) {
+      if (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED) return;
+      // Out of descriptors, say. Who waits stays readable: watched on, the loop would spin.
+      LETHE_LOG_LIMITED(LogModule::kConsole, "the console can't take a connection: {}",
+                        errno_text(errno));
+      x_accepting.reset();
+      x_accept_timer->start(kAcceptRetry);
+      return;
+    }
     if (x_clients.size() >= x_limits.clients_max) remove_gone();
     if (x_clients.size() >= x_limits.clients_max) {
       ++x_counters.refused;

@@ -76,6 +76,7 @@ class ConsoleHub {
   using Position = std::list<Client>::iterator;
   enum class Sent : uint8_t { kAll, kBlocked, kGone };
 
+  [[nodiscard]] Result<> watch_listener();
   void accept();
   void watch_keys(Position client);
   void read_keys(Position client);
@@ -91,8 +92,9 @@ class ConsoleHub {
   Keys x_keys;
   bool x_keys_paused = false;
   UniqueFd x_listener;
-  std::unique_ptr<EventLoop::Watch> x_accepting;
-  std::unique_ptr<EventLoop::Timer> x_stuck_timer;  // runs while a client is blocked
+  std::unique_ptr<EventLoop::Watch> x_accepting;     // null: not for now
+  std::unique_ptr<EventLoop::Timer> x_accept_timer;  // runs then
+  std::unique_ptr<EventLoop::Timer> x_stuck_timer;   // runs while a client is blocked
   bool x_stuck_timer_runs = false;
   std::list<Client> x_clients;
   ConsoleHubCounters x_counters;

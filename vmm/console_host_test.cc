@@ -4,9 +4,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #include <filesystem>
+#include <thread>
 
 #include "base/test_util.h"
 #include "vmm/api/fake_api_client.h"
@@ -99,6 +102,31 @@ TEST_F(ConsoleHubTest, keeps_the_last_64_kib_whatever_the_pieces) {
     all += piece;
     EXPECT_EQ(kept(), all.substr(all.size() - std::min(all.size(), ConsoleHub::kKeptBytes)));
   }
+}
+
+TEST_F(ConsoleHubTest, waits_for_descriptors_without_spinning) {
+  print("here");
+  rlimit limit{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
+  std::optional<RawClient> client;
+  const auto busy_ms = [this] {
+    return get([] {
+      timespec time{};
+      ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+      return int64_t{time.tv_sec} * 1000 + time.tv_nsec / 1'000'000;
+    });
+  };
+  x_thread.run_and_wait([&] {
+    client.emplace(path());
+    const rlimit none{.rlim_cur = 0, .rlim_max = limit.rlim_max};
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  });
+  const int64_t before = busy_ms();
+  std::this_thread::sleep_for(std::chrono::milliseconds(400));
+  EXPECT_LT(busy_ms() - before, 100);
+  EXPECT_EQ(counters().clients, 0u);
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+  EXPECT_TRUE(client->read_until("here"));
 }
 
 TEST_F(ConsoleHubTest, takes_keys_from_all_clients) {
