@@ -3,6 +3,9 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <unistd.h>
+
+#include <filesystem>
 
 #include "base/descriptor_limit.h"
 #include "devices/virtio/vsock/vsock.h"
@@ -34,8 +37,14 @@ Result<std::unique_ptr<VsockSocket>> make_vsock_socket(const VmConfig& config,
                                                        const RunDir& run_dir) {
   if (!config.vsock.enabled) return nullptr;
   raise_descriptor_limit();  // each stream is one
-  return make_vsock_socket(config.vsock.path.empty() ? run_dir.path() + "/" + kVsockSocketName
-                                                     : config.vsock.path);
+  const std::string usual = run_dir.path() + "/" + kVsockSocketName;
+  if (config.vsock.path.empty()) return make_vsock_socket(usual);
+  LETHE_TRY_ASSIGN(auto made, make_vsock_socket(config.vsock.path));
+  // EEXIST: the directory was empty, so it is the socket itself, by another name.
+  const std::string target = std::filesystem::absolute(config.vsock.path);
+  if (::symlink(target.c_str(), usual.c_str()) != 0 && errno != EEXIST)
+    return host_error("cannot make '{}': {}", usual, errno_text(errno));
+  return made;
 }
 
 Result<std::unique_ptr<VsockSocket>> make_vsock_socket(const std::string& path) {

@@ -26,9 +26,10 @@ class VsockSocket {
   const UniqueFd x_fd;
 };
 
-// Null if vsock.enabled is false; then nothing was made. A socket that a process which is no more
-// has left at vsock.path is replaced; everything else that is there is an error, and so is a path
-// without room for a port's number behind it. Main thread.
+// Null if vsock.enabled is false; then nothing was made. One that is elsewhere, by vsock.path, has
+// a symbolic link in the run-time directory, where clients look for it. A socket that a process
+// which is no more has left at vsock.path is replaced; everything else that is there is an error,
+// and so is a path without room for a port's number behind it. Main thread.
 [[nodiscard]] Result<std::unique_ptr<VsockSocket>> make_vsock_socket(const VmConfig& config,
                                                                      const RunDir& run_dir);
 // The same for a path.

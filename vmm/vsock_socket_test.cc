@@ -35,6 +35,30 @@ TEST_F(VsockSocketTest, listens_with_the_owners_rights_alone_and_is_removed_at_i
   EXPECT_FALSE(std::filesystem::exists(path()));
 }
 
+TEST_F(VsockSocketTest, one_elsewhere_is_found_through_the_run_time_directory) {
+  const auto run_dir = RunDir::create("vm", {.xdg = x_dir, .run_user = {}, .temporary = {}});
+  ASSERT_TRUE(run_dir) << run_dir.error().text;
+  const std::string usual = run_dir->path() + "/" + kVsockSocketName;
+  VmConfig config;
+  config.vsock.enabled = true;
+  config.vsock.path = path();
+  {
+    const auto socket = make_vsock_socket(config, *run_dir);
+    ASSERT_TRUE(socket) << socket.error().text;
+    EXPECT_EQ(std::filesystem::read_symlink(usual), path());
+    const UniqueFd client(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    usual.copy(address.sun_path, sizeof address.sun_path - 1);
+    // SAFETY: a sockaddr_un is given as the sockaddr that connect() wants, with its size.
+    EXPECT_EQ(::connect(client.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address),
+              0);
+  }
+  std::filesystem::remove(usual);
+  config.vsock.path = usual;  // said, though it is the default
+  EXPECT_TRUE(make_vsock_socket(config, *run_dir));
+}
+
 TEST_F(VsockSocketTest, replaces_a_socket_that_a_crash_left_behind) {
   {
     const UniqueFd gone(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
