@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -115,6 +116,19 @@ TEST_F(Lifecycle, run_detached_returns_when_the_guest_runs_and_stop_ends_it) {
   EXPECT_THAT(log.out, EndsWith("echo is ready\npower button pressed\n"));
   EXPECT_THAT(log.err, HasSubstr("'vm' ended: exit code 0\n"));
   EXPECT_EQ(lethe("log vm --messages").out, "lethe: 'vm' ended: exit code 0\n");
+}
+
+TEST_F(Lifecycle, a_detached_vm_holds_no_lock_of_the_shell_that_started_it) {
+  const std::string kernel = program_folder().parent_path() / "guest-tests/baremetal/machine.elf";
+  // Descriptor 8 is a file that the config names by its number.
+  const std::string command = "cd " + x_dir + " && exec 8<" + kernel + " 9>lock && flock 9 && " +
+                              program() + " run -d vm.toml --set boot.kernel=/dev/fd/8 2>err";
+  ASSERT_EQ(std::system(command.c_str()), 0) << read("err");
+  const int lock = open((x_dir + "/lock").c_str(), O_RDONLY | O_CLOEXEC);
+  ASSERT_GE(lock, 0);
+  EXPECT_EQ(flock(lock, LOCK_EX | LOCK_NB), 0) << "the VM has inherited it";
+  close(lock);
+  wait_for_log("echo is ready\n");
 }
 
 TEST_F(Lifecycle, a_service_manager_that_waits_is_told_when_the_guest_runs) {

@@ -1,10 +1,13 @@
 #include "vmm/detach.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 
+#include <algorithm>
+#include <charconv>
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
@@ -25,6 +28,25 @@ Result<> use_null(int fd, int flags) {
   if (!null.valid() || ::dup2(null.get(), fd) < 0)
     return host_error("cannot open /dev/null: {}", errno_text(errno));
   return {};
+}
+
+// The descriptors above 2 that who started us has left open for us. Our own are close-on-exec, and
+// so are these from here on: no program that we start needs one.
+std::vector<int> take_inherited() {
+  std::vector<int> inherited;
+  DIR* const list = ::opendir("/proc/self/fd");
+  if (list == nullptr) return inherited;
+  while (const dirent* const entry = ::readdir(list)) {
+    const std::string_view name(entry->d_name);
+    int fd = -1;
+    (void)std::from_chars(name.data(), name.data() + name.size(), fd);  // not "." and ".."
+    const int flags = fd > STDERR_FILENO ? ::fcntl(fd, F_GETFD) : -1;
+    if (flags < 0 || (flags & FD_CLOEXEC) != 0) continue;
+    (void)::fcntl(fd, F_SETFD, flags | FD_CLOEXEC);
+    inherited.push_back(fd);
+  }
+  (void)::closedir(list);
+  return inherited;
 }
 
 // The exit code of a child that ended before it ran, or was killed.
@@ -66,7 +88,7 @@ void tell_systemd() {
 
 }  // namespace
 
-Result<> StartSignal::send(const std::string& messages) {
+Result<> StartSignal::send(const std::string& messages, std::span<const int> keep) {
   if (!std::exchange(x_told_systemd, true)) tell_systemd();
   if (!x_line.valid()) return {};
   const UniqueFd log(
@@ -74,6 +96,8 @@ Result<> StartSignal::send(const std::string& messages) {
   if (!log.valid()) return host_error("cannot open '{}': {}", messages, errno_text(errno));
   if (::dup2(log.get(), STDERR_FILENO) < 0)
     return host_error("cannot redirect standard error: {}", errno_text(errno));
+  for (const int fd : std::exchange(x_inherited, {}))
+    if (std::ranges::find(keep, fd) == keep.end()) (void)::close(fd);
   // Who waited may be gone (EPIPE): the VM runs on.
   [[maybe_unused]] const ssize_t sent = ::write(x_line.get(), &kStarted, 1);
   x_line.reset();
@@ -99,7 +123,7 @@ Result<DetachedSide> detach() {
   (void)::setsid();
   LETHE_TRY(use_null(STDIN_FILENO, O_RDONLY));
   LETHE_TRY(use_null(STDOUT_FILENO, O_WRONLY));
-  side.signal = StartSignal(std::move(theirs));
+  side.signal = StartSignal(std::move(theirs), take_inherited());
   return side;
 }
 

@@ -4,7 +4,10 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/result.h"
 #include "base/unique_fd.h"
@@ -15,15 +18,18 @@ namespace lethe {
 class StartSignal {
  public:
   StartSignal() = default;
-  explicit StartSignal(UniqueFd line) : x_line(std::move(line)) {}
+  StartSignal(UniqueFd line, std::vector<int> inherited)
+      : x_line(std::move(line)), x_inherited(std::move(inherited)) {}
   [[nodiscard]] bool detached() const { return x_line.valid() || x_sent; }
   // The guest runs: tells the service manager, if one waits for it (sd_notify); lets the command
-  // end, and sends standard error to `messages` (a path) from here on. Once; later calls do
-  // nothing.
-  [[nodiscard]] Result<> send(const std::string& messages);
+  // end, and sends standard error to `messages` (a path) from here on. Closes what the command
+  // has inherited but for `keep`: a shell's lock would be held for the VM's life. Not before now,
+  // since the config may name a file as /dev/fd/N. Once; later calls do nothing.
+  [[nodiscard]] Result<> send(const std::string& messages, std::span<const int> keep = {});
 
  private:
   UniqueFd x_line;
+  std::vector<int> x_inherited;  // descriptors to close
   bool x_sent = false;
   bool x_told_systemd = false;
 };

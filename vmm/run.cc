@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "base/event_loop.h"
 #include "base/log.h"
@@ -188,7 +189,10 @@ class Session final : private RunControl {
         }));
     LETHE_TRY(x_hub.attach(x_loop, run_dir.path() + "/" + kConsoleSocketName,
                            [this](std::string_view keys) { return type(keys); }));
-    return x_start.send(run_dir.path() + "/" + kMessagesName);
+    std::vector<int> taps;  // a reboot opens them again
+    for (const NetConfig& net : x_config.nets)
+      if (net.tap_fd) taps.push_back(static_cast<int>(*net.tap_fd));
+    return x_start.send(run_dir.path() + "/" + kMessagesName, taps);
   }
 
   Result<> watch_signals() {
