@@ -29,7 +29,7 @@ ChannelClient::~ChannelClient() = default;
 
 Result<> ChannelClient::start() {
   LETHE_TRY_ASSIGN(x_readable,
-                   x_core.loop().watch_readable(x_socket.get(), [this] { read_message(); }));
+                   x_core.loop().watch_readable(x_socket.get(), [this] { (void)read_message(); }));
   x_retry = x_core.loop().make_timer([this] { try_again(); });
   x_patience = x_core.loop().make_timer([this] {
     if (x_welcomed) LETHE_LOG_LIMITED(LogModule::kGui, "frontend {}: does not read", x_name);

@@ -35,6 +35,8 @@ class ChannelClient {
   // Nothing more is sent or heard; the core removes it at the next settle().
   void send_off(gui::ByeReason reason);
   void hang_up();
+  // Its process has: takes what it sent before, then hangs up.
+  void exited();
   [[nodiscard]] bool ended() const { return x_ended; }
   // The surface that has this frontend's keyboard; 0: none. It may be gone.
   [[nodiscard]] SurfaceId focused() const { return x_focus.surface; }
@@ -93,7 +95,7 @@ class ChannelClient {
   void begin_lag(Shown& shown);
 
   // channel_input.cc
-  void read_message();
+  bool read_message();
   void handle(std::span<const uint8_t> packet);
   void refuse(gui::ByeReason reason, const char* why);
   void on(const gui::Hello& message);

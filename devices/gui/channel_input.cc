@@ -13,11 +13,20 @@ namespace {
 
 // Keys and buttons that one frontend may hold down.
 constexpr size_t kHeldMax = 64;
+// More than a socket holds.
+constexpr int kLastMessagesMax = 4096;
 
 }  // namespace
 
-// One a turn of the loop, which comes back for the next.
-void ChannelClient::read_message() {
+// Its last words count: they may be in the socket still.
+void ChannelClient::exited() {
+  for (int i = 0; i < kLastMessagesMax && !x_ended; ++i)
+    if (!read_message()) break;
+  hang_up();
+}
+
+// One a turn of the loop, which comes back for the next. False: there is none.
+bool ChannelClient::read_message() {
   std::array<uint8_t, gui::kMessageBytesMax> bytes;
   iovec part{.iov_base = bytes.data(), .iov_len = bytes.size()};
   // No room for control data: descriptors that a frontend sends are closed by the kernel and never
@@ -28,7 +37,9 @@ void ChannelClient::read_message() {
   const ssize_t size = ::recvmsg(x_socket.get(), &header, MSG_DONTWAIT);
   if (size < 0) {
     if (errno != EAGAIN && errno != EINTR) hang_up();
-  } else if (size == 0) {
+    return false;
+  }
+  if (size == 0) {
     hang_up();
   } else if ((header.msg_flags & MSG_CTRUNC) != 0) {
     refuse(gui::ByeReason::kBadMessage, "sent a descriptor");
@@ -37,6 +48,7 @@ void ChannelClient::read_message() {
   } else {
     handle({bytes.data(), static_cast<size_t>(size)});
   }
+  return true;
 }
 
 void ChannelClient::handle(std::span<const uint8_t> packet) {

@@ -85,6 +85,25 @@ int64_t allocated_bytes(int fd) {
   return info.st_blocks * 512;
 }
 
+TEST(GuiFailureTest, what_a_frontend_sent_before_it_exited_is_heard) {
+  constexpr size_t kPresses = 50;
+  auto socket = std::make_unique<FakeGuiSocket>();
+  const std::string path = socket->path();
+  Child child([&](int) {
+    auto frontend = FakeFrontend::connect(path);
+    frontend.receive_until(gui::Type::kSurface);
+    const SurfaceId surface = frontend.surfaces.begin()->first;
+    for (size_t i = 0; i < kPresses; ++i) {
+      frontend.send(gui::Type::kKey, gui::Key{{}, surface, 30, 1});
+      frontend.send(gui::Type::kKey, gui::Key{{}, surface, 30, 0});
+    }
+  });
+  GuiRig rig({}, std::move(socket));
+  (void)rig.add_surface("typed into", 100, 50);
+  EXPECT_TRUE(eventually([&] { return rig.events().size() == 2 * kPresses; }))
+      << rig.events().size();
+}
+
 TEST(GuiFailureTest, a_killed_frontend_lets_go_of_what_it_mapped) {
   auto socket = std::make_unique<FakeGuiSocket>();
   const std::string path = socket->path();

@@ -128,7 +128,7 @@ void GuiCore::holder_exited(unsigned bit) {
   x_ledger.holder_gone(bit);
   schedule_pass();
   if (holder.client) {
-    holder.client->hang_up();
+    holder.client->exited();
   } else {
     holder = {};
   }
