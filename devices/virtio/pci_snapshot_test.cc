@@ -74,8 +74,9 @@ TEST_F(PciSnapshotTest, a_frozen_device_has_no_queues_and_gets_them_back_where_t
   make_available(3);
   auto chain = device->queues[0]->pop();
   chain->complete(16);
-  std::optional<Chain> held = device->queues[0]->pop();
-  device->on_reset = [&] { held.reset(); };
+  // The device outlives this test, and lets go of it in its last reset.
+  const auto held = std::make_shared<std::optional<Chain>>(device->queues[0]->pop());
+  device->on_reset = [held] { held->reset(); };
   const auto bound = machine.doorbells.bound();
   const uint64_t sent = machine.msi.delivered(FakePciDriver::message(1));
 
@@ -153,9 +154,9 @@ TEST_F(PciSnapshotTest, the_queues_of_another_machine_go_on_where_they_stopped) 
   ASSERT_TRUE(driver->bring_up());
   make_available(4);
   device->queues[0]->pop()->complete(16);
-  std::optional<Chain> held = device->queues[0]->pop();
+  const auto held = std::make_shared<std::optional<Chain>>(device->queues[0]->pop());
   device->queues[0]->pop()->complete(16);  // out of order
-  device->on_reset = [&] { held.reset(); };
+  device->on_reset = [held] { held->reset(); };
   const auto state = freeze_and_save();
   Restored other(&machine);
   ASSERT_TRUE(other.restore(state));
@@ -277,8 +278,8 @@ TEST_F(PciSnapshotTest, rings_outside_memory_need_a_reset) {
 TEST_F(PciSnapshotTest, every_truncation_is_refused) {
   ASSERT_TRUE(driver->bring_up());
   make_available(2);
-  std::optional<Chain> held = device->queues[0]->pop();
-  device->on_reset = [&] { held.reset(); };
+  const auto held = std::make_shared<std::optional<Chain>>(device->queues[0]->pop());
+  device->on_reset = [held] { held->reset(); };
   const auto state = freeze_and_save();
   for (size_t size = 0; size < state.size(); ++size) {
     Restored other;
@@ -290,8 +291,8 @@ TEST_F(PciSnapshotTest, every_truncation_is_refused) {
 TEST_F(PciSnapshotTest, any_flipped_bytes_are_an_error_or_do_no_harm) {
   ASSERT_TRUE(driver->bring_up());
   make_available(2);
-  std::optional<Chain> held = device->queues[0]->pop();
-  device->on_reset = [&] { held.reset(); };
+  const auto held = std::make_shared<std::optional<Chain>>(device->queues[0]->pop());
+  device->on_reset = [held] { held->reset(); };
   const auto state = freeze_and_save();
   std::mt19937 random(5);
   int restored = 0;
