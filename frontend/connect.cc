@@ -2,13 +2,13 @@
 
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
+#include "base/unix_socket.h"
 #include "frontend/check.h"
 
 namespace lethe::gui {
@@ -63,16 +63,12 @@ Result<std::string> gui_socket_path(const Target& target) {
 
 Result<UniqueFd> connect_socket(const Target& target) {
   LETHE_TRY_ASSIGN(const std::string path, gui_socket_path(target));
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path)
+  if (path.size() > kUnixPathMax)
     return config_error("'{}' is too long for a socket's path",
                         shown_text(path.data(), path.size()));
-  path.copy(address.sun_path, path.size());
   UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   if (!socket.valid()) return host_error("cannot make a socket: {}", errno_text(errno));
-  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
-    return cannot_connect(target, path, errno);
+  if (connect_unix(socket.get(), path) != 0) return cannot_connect(target, path, errno);
   // In /tmp another user may have made the directory first. Whom --socket names is the user's word.
   ucred peer{};
   socklen_t size = sizeof peer;

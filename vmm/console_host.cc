@@ -8,7 +8,7 @@
 #include <cstring>
 
 #include "base/log.h"
-#include "vmm/api/http_server.h"
+#include "base/unix_socket.h"
 
 namespace lethe {
 namespace {

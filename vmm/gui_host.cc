@@ -3,7 +3,7 @@
 #include <sys/socket.h>
 
 #include "base/descriptor_limit.h"
-#include "vmm/api/http_server.h"
+#include "base/unix_socket.h"
 
 namespace lethe {
 namespace {

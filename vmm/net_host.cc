@@ -3,12 +3,12 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 #include <algorithm>
 #include <utility>
 
 #include "base/log.h"
+#include "base/unix_socket.h"
 #include "devices/virtio/net/stream_port.h"
 #include "devices/virtio/net/tap_port.h"
 #include "vmm/config_schema.h"
@@ -29,16 +29,12 @@ Result<NetPorts> one_port(std::unique_ptr<NetPort> port) {
 }
 
 Result<UniqueFd> connect_to(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path)
+  if (path.size() > kUnixPathMax)
     return host_error("socket '{}': the path is longer than {} bytes", printable(path),
-                      sizeof address.sun_path - 1);
-  path.copy(address.sun_path, path.size());
+                      kUnixPathMax);
   UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return host_error("socket: {}", errno_text(errno));
-  // SAFETY: what connect(2) takes.
-  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+  if (connect_unix(fd.get(), path) != 0)
     return host_error("socket '{}': {}: who listens there must run first", printable(path),
                       errno_text(errno));
   return Result<UniqueFd>(std::move(fd));

@@ -15,6 +15,7 @@
 
 #include "base/event_loop.h"
 #include "base/log.h"
+#include "base/unix_socket.h"
 #include "devices/console_output.h"
 #include "devices/virtio/console/console.h"
 #include "vmm/api/events.h"

@@ -5,7 +5,6 @@
 #include <fmt/format.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 
 #include <algorithm>
 #include <array>
@@ -19,6 +18,7 @@
 #include <vector>
 
 #include "base/assert.h"
+#include "base/unix_socket.h"
 #include "vmm/config.h"
 #include "vmm/config_schema.h"
 
@@ -203,7 +203,7 @@ Result<RunDir> RunDir::create(const std::string& name, const RunDirRoots& roots,
     std::string path;
     LETHE_TRY_ASSIGN(const UniqueFd root, open_root(roots, path));
     path += "/" + name;
-    if (path.size() + kSocketNameMax >= sizeof sockaddr_un{}.sun_path)
+    if (path.size() + kSocketNameMax > kUnixPathMax)
       return refused(path,
                      "its path is too long for sockets: shorten the VM's name, or set "
                      "XDG_RUNTIME_DIR to a shorter path");

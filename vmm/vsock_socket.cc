@@ -2,14 +2,13 @@
 
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <filesystem>
 
 #include "base/descriptor_limit.h"
+#include "base/unix_socket.h"
 #include "devices/virtio/vsock/vsock.h"
-#include "vmm/api/http_server.h"
 #include "vmm/config_schema.h"
 
 namespace lethe {
@@ -19,14 +18,8 @@ namespace {
 bool left_behind(const std::string& path) {
   struct stat status{};
   if (::lstat(path.c_str(), &status) != 0 || !S_ISSOCK(status.st_mode)) return false;
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  path.copy(address.sun_path, sizeof address.sun_path - 1);
   const UniqueFd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  // SAFETY: a sockaddr_un is given as the sockaddr that connect() wants, with its size.
-  return probe.valid() &&
-         ::connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 &&
-         errno == ECONNREFUSED;
+  return probe.valid() && connect_unix(probe.get(), path) != 0 && errno == ECONNREFUSED;
 }
 
 }  // namespace
@@ -48,10 +41,10 @@ Result<std::unique_ptr<VsockSocket>> make_vsock_socket(const VmConfig& config,
 }
 
 Result<std::unique_ptr<VsockSocket>> make_vsock_socket(const std::string& path) {
-  if (path.size() + kVsockPortDigits >= sizeof sockaddr_un{}.sun_path)
+  if (path.size() + kVsockPortDigits > kUnixPathMax)
     return host_error(
         "vsock: '{}' leaves no room for '_' and a port: set vsock.path to at most {} bytes",
-        printable(path), sizeof sockaddr_un{}.sun_path - 1 - kVsockPortDigits);
+        printable(path), kUnixPathMax - kVsockPortDigits);
   if (left_behind(path)) (void)::unlink(path.c_str());
   LETHE_TRY_ASSIGN(UniqueFd fd, listen_unix(path));
   return std::make_unique<VsockSocket>(path, std::move(fd));

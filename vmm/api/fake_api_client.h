@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -19,6 +18,7 @@
 
 #include "base/event_loop.h"
 #include "base/test_util.h"
+#include "base/unix_socket.h"
 #include "vmm/api/http_server.h"
 
 namespace lethe {
@@ -29,13 +29,8 @@ inline constexpr std::chrono::seconds kTestDeadline{20};
 class RawClient {
  public:
   explicit RawClient(const std::string& path) {
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    path.copy(address.sun_path, sizeof address.sun_path - 1);
     x_fd.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    // SAFETY: a sockaddr_un is given as the sockaddr that connect() wants, with its size.
-    EXPECT_EQ(::connect(x_fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0)
-        << path;
+    EXPECT_EQ(connect_unix(x_fd.get(), path), 0) << path;
   }
 
   // False when the server has closed.

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 #include <algorithm>
 #include <array>
@@ -12,6 +11,7 @@
 #include <boost/beast/http/string_body.hpp>
 
 #include "base/unique_fd.h"
+#include "base/unix_socket.h"
 
 namespace lethe {
 namespace http = boost::beast::http;
@@ -51,18 +51,11 @@ class Exchange {
   }
 
   Result<> connect() {
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    if (x_request.socket.size() >= sizeof address.sun_path)
-      return host_error("'{}' is too long for a socket's path", x_request.socket);
-    x_request.socket.copy(address.sun_path, x_request.socket.size());
     x_fd.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     if (!x_fd.valid()) return host_error("cannot make a socket: {}", errno_text(errno));
     const auto end = steady_clock::now() + x_request.patience;
-    // SAFETY: a sockaddr_un is given as the sockaddr that connect() wants, with its size.
-    while (::connect(x_fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) !=
-           0) {
-      // A full backlog is EAGAIN, and nothing to poll for (unix(7)).
+    while (connect_unix(x_fd.get(), x_request.socket) != 0) {
+      // A full backlog.
       if (errno != EAGAIN || steady_clock::now() > end)
         return host_error("cannot connect to '{}': {}", x_request.socket, errno_text(errno));
       (void)::poll(nullptr, 0, 10);

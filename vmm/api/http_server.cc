@@ -3,8 +3,6 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 
 #include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/post.hpp>
@@ -32,7 +30,6 @@ using Protocol = asio::local::stream_protocol;
 
 constexpr size_t kReadChunk = 4096;
 constexpr size_t kSentBytesKept = 64 * 1024;
-constexpr int kBacklog = 128;
 constexpr std::chrono::milliseconds kAcceptRetry{100};  // the host is out of descriptors
 
 class Connection;
@@ -411,23 +408,6 @@ std::string json_quote(std::string_view text) {
 
 HttpAnswer http_error(unsigned status, std::string_view text) {
   return {.status = status, .body = fmt::format("{{\"error\":{}}}\n", json_quote(text))};
-}
-
-Result<UniqueFd> listen_unix(const std::string& path, int type) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path)
-    return host_error("'{}' is too long for a socket's path", path);
-  path.copy(address.sun_path, path.size());
-  UniqueFd fd(::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!fd.valid()) return host_error("cannot make a socket: {}", errno_text(errno));
-  // The file gets the socket's own mode (unix(7) says: the umask's; Linux takes both).
-  // SAFETY: a sockaddr_un is given as the sockaddr that bind() wants, with its size.
-  if (::fchmod(fd.get(), 0600) != 0 ||
-      ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
-      ::listen(fd.get(), kBacklog) != 0)
-    return host_error("cannot listen on '{}': {}", path, errno_text(errno));
-  return fd;
 }
 
 Result<std::unique_ptr<HttpServer>> HttpServer::create(EventLoop& loop, const UniqueFd& listener,

@@ -68,10 +68,6 @@ class HttpReply {
 
 using HttpHandler = std::function<void(const HttpRequest&, std::shared_ptr<HttpReply>)>;
 
-// A listening Unix socket of type `type`, mode 0600, at `path`, which must not exist. Errors name
-// the path.
-[[nodiscard]] Result<UniqueFd> listen_unix(const std::string& path, int type = SOCK_STREAM);
-
 class HttpServer {
  public:
   // Serves `listener`, which it shares (a duplicate is made): connections that come while no server

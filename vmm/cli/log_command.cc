@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <array>
@@ -11,6 +10,7 @@
 #include <cstdio>
 #include <optional>
 
+#include "base/unix_socket.h"
 #include "vmm/cli/cli.h"
 #include "vmm/cli/command.h"
 #include "vmm/cli/console_stream.h"
@@ -22,16 +22,9 @@
 namespace lethe {
 
 Result<UniqueFd> connect_console(const RunningVm& vm) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
   const std::string path = vm.path + "/" + kConsoleSocketName;
-  if (path.size() >= sizeof address.sun_path)
-    return host_error("'{}' is too long for a socket's path", path);
-  path.copy(address.sun_path, path.size());
   UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  // SAFETY: a sockaddr_un is given as the sockaddr that connect() wants, with its size.
-  if (!fd.valid() ||
-      ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+  if (!fd.valid() || connect_unix(fd.get(), path) != 0)
     return host_error("'{}' (process {}): cannot connect to '{}': {}", vm.name, vm.pid, path,
                       errno_text(errno));
   return fd;

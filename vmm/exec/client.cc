@@ -2,12 +2,12 @@
 
 #include <fmt/format.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 #include <array>
 #include <cstring>
 
 #include "base/assert.h"
+#include "base/unix_socket.h"
 #include "vmm/api/http_server.h"
 #include "vmm/config_schema.h"
 
@@ -118,15 +118,9 @@ void ExecClient::connect() {
 }
 
 Result<> ExecClient::open_socket() {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (x_options.socket.size() >= sizeof address.sun_path)
-    return host_error("'{}' is too long for a socket's path", printable(x_options.socket));
-  x_options.socket.copy(address.sun_path, x_options.socket.size());
   x_socket.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!x_socket.valid()) return host_error("cannot make a socket: {}", errno_text(errno));
-  // SAFETY: a sockaddr_un is given as the sockaddr that connect() wants, with its size.
-  if (::connect(x_socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+  if (connect_unix(x_socket.get(), x_options.socket) != 0)
     return host_error("'{}': {}", printable(x_options.socket), errno_text(errno));
   return {};
 }

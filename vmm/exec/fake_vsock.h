@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "base/unique_fd.h"
-#include "vmm/api/http_server.h"
+#include "base/unix_socket.h"
 
 namespace lethe {
 

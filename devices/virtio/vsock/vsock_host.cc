@@ -1,7 +1,6 @@
 // The host's sockets: clients that connect, listeners that the guest connects to, and their ends.
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 #include <algorithm>
 #include <array>
@@ -11,6 +10,7 @@
 
 #include "base/assert.h"
 #include "base/log.h"
+#include "base/unix_socket.h"
 #include "devices/virtio/vsock/vsock_io.h"
 
 namespace lethe {
@@ -185,17 +185,10 @@ void VsockIo::connect_guest(VsockStream& stream, uint32_t port) {
 // Connects to the listener that the guest asked for. Never blocks: a full backlog is EAGAIN
 // (unix(7)), and tried again until the deadline.
 void VsockIo::connect_host(VsockStream& stream) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
   const std::string path = fmt::format("{}_{}", x_options.path, stream.ports.host);
-  LETHE_ASSERT(path.size() < sizeof address.sun_path);  // make_vsock_socket() saw to it
-  path.copy(address.sun_path, path.size());
   UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  // SAFETY: a sockaddr_un is given as the sockaddr that connect() wants, with its size.
-  const int connected =
-      socket.valid()
-          ? ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address)
-          : -1;
+  // It fits: make_vsock_socket() saw to it.
+  const int connected = socket.valid() ? connect_unix(socket.get(), path) : -1;
   if (connected != 0 && errno == EAGAIN) return;
   if (connected == 0) {
     stream.socket = std::move(socket);
