@@ -8,6 +8,8 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "vmm/find_program.h"
+
 namespace lethe {
 namespace {
 
@@ -26,16 +28,7 @@ Result<std::string> find_frontend(const std::string& program) {
   const std::string directory = own_directory();
   if (!directory.empty() && ::access((directory + program).c_str(), X_OK) == 0)
     return directory + program;
-  const char* const path = std::getenv("PATH");
-  std::string_view left = path == nullptr ? "" : path;
-  while (!left.empty()) {
-    const std::string_view part = left.substr(0, left.find(':'));
-    left.remove_prefix(std::min(left.size(), part.size() + 1));
-    // An empty or relative part would be a place that others choose.
-    if (!part.starts_with('/')) continue;
-    const std::string candidate = std::string(part) + "/" + program;
-    if (::access(candidate.c_str(), X_OK) == 0) return candidate;
-  }
+  if (std::string found = find_program(program); !found.empty()) return found;
   return host_error(
       "'{0}' is not there: build it (./dev build), and put it beside lethe{1} or "
       "into PATH",

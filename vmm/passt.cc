@@ -16,6 +16,7 @@
 
 #include "base/log.h"
 #include "vmm/config_schema.h"
+#include "vmm/find_program.h"
 #include "vmm/net_config.h"
 
 namespace lethe {
@@ -26,16 +27,8 @@ constexpr size_t kLineMax = 512;
 constexpr int kEndPatienceMs = 200;
 
 Result<std::string> find_passt() {
-  const char* const path = std::getenv("PATH");
-  std::string_view left = path == nullptr ? "" : path;
-  while (!left.empty()) {
-    const std::string_view part = left.substr(0, left.find(':'));
-    left.remove_prefix(std::min(left.size(), part.size() + 1));
-    // An empty or relative part would be a place that others choose.
-    if (!part.starts_with('/')) continue;
-    std::string candidate = std::string(part) + "/passt";
-    if (::access(candidate.c_str(), X_OK) == 0) return candidate;
-  }
+  std::string found = find_program("passt");
+  if (!found.empty()) return found;
   return host_error(
       "net: user = true needs passt, which is not in PATH: install the package 'passt' "
       "(apt-get install passt)");

@@ -16,6 +16,7 @@
 #include "vmm/check/check.h"
 #include "vmm/cli/cli.h"
 #include "vmm/config_schema.h"
+#include "vmm/find_program.h"
 #include "vmm/frontend_program.h"
 #include "vmm/image/image_failure.h"
 #include "vmm/image/image_files.h"
@@ -105,7 +106,7 @@ Result<> ImageBuilder::find_tools() {
   std::vector<Tool> tools(std::begin(kTools), std::end(kTools));
   if (::geteuid() != 0) tools.push_back(kFakeroot);
   for (const Tool& tool : tools) {
-    x_tools[tool.name] = find_program(tool.name);
+    x_tools[tool.name] = find_program(tool.name, program_path());
     if (!x_tools[tool.name].empty()) continue;
     missing += fmt::format("{}'{}'", missing.empty() ? "" : ", ", tool.name);
     packages += fmt::format(" {}", tool.package);

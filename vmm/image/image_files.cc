@@ -115,18 +115,4 @@ std::string program_path() {
          ":/usr/sbin:/sbin";
 }
 
-std::string find_program(const std::string& name) {
-  const std::string path = program_path();
-  std::string_view left = path;
-  while (!left.empty()) {
-    const std::string_view part = left.substr(0, left.find(':'));
-    left.remove_prefix(std::min(left.size(), part.size() + 1));
-    // An empty or relative part would be a place that others choose.
-    if (!part.starts_with('/')) continue;
-    std::string candidate = std::string(part) + "/" + name;
-    if (::access(candidate.c_str(), X_OK) == 0) return candidate;
-  }
-  return {};
-}
-
 }  // namespace lethe

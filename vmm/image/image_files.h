@@ -35,9 +35,7 @@ struct BootFiles {
 // kernel's initrd. Regular files only: a link of the guest's must not lead to one of the host's.
 [[nodiscard]] Result<BootFiles> find_boot_files(const std::filesystem::path& tree);
 
-// A program in PATH, /usr/sbin or /sbin; empty: it is in none.
-[[nodiscard]] std::string find_program(const std::string& name);
-// PATH with the directories in which find_program() looks besides.
+// PATH, /usr/sbin and /sbin: for find_program(), and for what the programs start.
 [[nodiscard]] std::string program_path();
 
 }  // namespace lethe

@@ -11,6 +11,7 @@
 #include <fstream>
 
 #include "vmm/config.h"
+#include "vmm/find_program.h"
 #include "vmm/image/image_failure.h"
 #include "vmm/image/image_files.h"
 #include "vmm/image/image_options.h"
@@ -161,7 +162,7 @@ TEST(ImageRecipeTest, hands_words_to_scripts_as_variables_never_as_text) {
 
 // The agent's own unit file is among them.
 TEST(ImageRecipeTest, its_units_are_good_to_systemd) {
-  if (find_program("systemd-analyze").empty())
+  if (find_program("systemd-analyze", program_path()).empty())
     GTEST_SKIP() << "SKIPPED: systemd-analyze is not here";
   auto made = ScratchDirectory::create(testing::TempDir() + "image-units-", 0700);
   ASSERT_TRUE(made);
