@@ -161,4 +161,12 @@ CLI::Validator number_between(double min, double max) {
           fmt::format("in [{} - {}]", min, max)};
 }
 
+void add_start_options(CLI::App& app, StartOptions& start, RunOptions& options) {
+  app.add_option("--log", start.log, "What to log: LEVEL, or MODULE=LEVEL,... (default: warn)");
+  app.add_flag("--non-interactive,--no-tty", options.non_interactive,
+               "Leave the terminal alone: only print the console");
+  app.add_flag("-d,--detach", start.detached,
+               "Return when the VM runs, and leave it to itself (lethe ps lists it)");
+}
+
 }  // namespace lethe

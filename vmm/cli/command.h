@@ -53,6 +53,13 @@ class CommandLine {
   CLI::App x_app;
 };
 
+// What the commands that start a VM take. `log` is for set_log_levels().
+struct StartOptions {
+  std::string log;
+  bool detached = false;
+};
+void add_start_options(CLI::App& app, StartOptions& start, RunOptions& options);
+
 // For CLI::Option::check(); CLI::Range lets "nan" pass.
 [[nodiscard]] CLI::Validator number_between(double min, double max);
 

@@ -65,7 +65,6 @@ int command_run(int argc, char** argv) {
       "64 + N the guest wrote N to debug-exit.");
   std::string config_file;
   std::string name;
-  std::string log;
   std::vector<std::string> overrides;
   RunOptions options;
   line.app().add_option("CONFIG", config_file, "The VM's config file (TOML)")->required();
@@ -73,15 +72,11 @@ int command_run(int argc, char** argv) {
   line.app()
       .add_option("--set", overrides, "Override a key of the config: KEY=VALUE; repeatable")
       ->allow_extra_args(false);
-  line.app().add_option("--log", log, "What to log: LEVEL, or MODULE=LEVEL,... (default: warn)");
-  line.app().add_flag("--non-interactive,--no-tty", options.non_interactive,
-                      "Leave the terminal alone: only print the console");
-  bool detached = false;
-  line.app().add_flag("-d,--detach", detached,
-                      "Return when the VM runs, and leave it to itself (lethe ps lists it)");
+  StartOptions start;
+  add_start_options(line.app(), start, options);
   if (const auto code = line.parse(argc, argv)) return *code;
 
-  if (const auto set = set_log_levels(log); !set) return fail(set.error());
+  if (const auto set = set_log_levels(start.log); !set) return fail(set.error());
   if (line.app().count("--name") > 0) overrides.push_back("name=" + name);
   const auto config = load_config(config_file, overrides);
   if (!config) return fail(config.error());
@@ -90,7 +85,7 @@ int command_run(int argc, char** argv) {
     return kExitUsage;
   }
   options.config_file = config_file;
-  if (!detached) return run_machine(*config, options);
+  if (!start.detached) return run_machine(*config, options);
   options.non_interactive = true;
   auto side = detach();
   if (!side) return fail(side.error());

@@ -86,7 +86,6 @@ int command_restore(int argc, char** argv) {
       "bad "
       "usage; 3 to 7 and 64 + N as lethe run.");
   std::string dir;
-  std::string log;
   RestoreOptions restore;
   RunOptions options;
   line.app().add_option("DIR", dir, "What `lethe snapshot` made")->required();
@@ -94,16 +93,12 @@ int command_restore(int argc, char** argv) {
   line.app().add_flag("--verify", restore.verify, "Check all of the memory before the guest runs");
   line.app().add_flag("--changed-disks", restore.changed_disks,
                       "Go on although a disk is not as it was: its file system may be damaged");
-  line.app().add_option("--log", log, "What to log: LEVEL, or MODULE=LEVEL,... (default: warn)");
-  line.app().add_flag("--non-interactive,--no-tty", options.non_interactive,
-                      "Leave the terminal alone: only print the console");
-  bool detached = false;
-  line.app().add_flag("-d,--detach", detached,
-                      "Return when the VM runs, and leave it to itself (lethe ps lists it)");
+  StartOptions start;
+  add_start_options(line.app(), start, options);
   if (const auto code = line.parse(argc, argv)) return *code;
-  if (const auto set = set_log_levels(log); !set) return fail_with(set.error());
+  if (const auto set = set_log_levels(start.log); !set) return fail_with(set.error());
   DetachedSide side;
-  if (detached) {
+  if (start.detached) {
     // Before the snapshot's threads are made.
     auto made = detach();
     if (!made) return fail_with(made.error());
