@@ -128,7 +128,7 @@ class ControlVm : public testing::Test {
   Program listen(const std::string& last_event_id) {
     return Program({"curl", "-sSN", "--max-time", "120", "--unix-socket", socket_path(), "-H",
                     "Last-Event-ID: " + last_event_id, "http://vm/events"},
-                   x_dir + "/events");
+                   x_dir + "/events" + last_event_id);
   }
   // What a stream that has ended said, checked against the document; the names, in order.
   static std::string names_of(const std::string& stream) {
