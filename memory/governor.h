@@ -1,5 +1,5 @@
-// The governor: decides how a VM's memory is kept or given back. DESIGN 4.4; docs/memory.md tells
-// the rule in words and pictures.
+// The governor: decides how a VM's memory is kept or given back. docs/memory.md tells the rule in
+// words and pictures.
 //
 // A step takes an Observation and gives a Decision. It reads no clock and no file, and does nothing
 // itself: vmm/memory_policy.h feeds it and does what it decides. Any number of VMs on a host settle

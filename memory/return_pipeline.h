@@ -1,5 +1,5 @@
 // The return pipeline: what a guest gave back (balloon inflate, free page reporting, free page
-// hinting) on its way to the host. DESIGN 4.2.
+// hinting) on its way to the host: docs/memory.md.
 //
 // Ranges are validated whole, merged across descriptors, and forgotten by the policy in force: when
 // flush() has returned true, none of them can be read through guest memory any more (kLazy

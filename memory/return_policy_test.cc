@@ -54,7 +54,7 @@ TEST(ReturnPolicyDiscard, frees_anonymous_memory) {
   }
 }
 
-// DESIGN 4.2: MADV_DONTNEED alone frees nothing of a memory file.
+// MADV_DONTNEED alone frees nothing of a memory file.
 TEST(ReturnPolicyDiscard, frees_shared_memory_in_its_file) {
   Machine machine(MemoryBacking::kShared, ReturnPolicy::kDiscard);
   ASSERT_EQ(file_bytes(*machine.memory, kBase), kRange.size);

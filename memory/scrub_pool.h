@@ -1,5 +1,5 @@
 // The scrub pool: 2 MiB chunks that the guest gave back, kept in this process to be given to it
-// again. DESIGN 4.3.
+// again: docs/memory.md, "The scrub pool".
 //
 //   guest memory --take()--> Dirty --worker--> Scrubbing --> Clean --fault--> Taken --> guest
 //   memory
@@ -9,7 +9,7 @@
 // else makes a fresh one; it never waits for another thread's scrub and never fails because chunks
 // are being scrubbed.
 //
-// Three kinds of threads, made at the first take(): `fault` answers the guest's touches of memory
+// Two kinds of threads, made at the first take(): `fault` answers the guest's touches of memory
 // that is not there (fault_thread.h), and discards chunks that stay dirty for too long; `scrub0`...
 // scrub at idle priority.
 #pragma once

@@ -1,5 +1,5 @@
 // The shrinker: gives back to the host what this process's caches keep, when the host needs it.
-// DESIGN 4.4.
+// docs/memory.md, "The shrinker".
 //
 // A cache says how much it could give (count()) and gives (scan()). A purge goes round: the next
 // one starts at the cache after the last one asked, so that small purges do not always empty the

@@ -1,7 +1,7 @@
 // The config of a VM: one struct per table of the TOML file, and how a file becomes one.
 //
 // The keys, their types, ranges, defaults and help texts are described once, in
-// vmm/config_schema.cc; docs/config.md is printed from there. Everything here runs on the main
+// vmm/config_schema*.cc; docs/config.md is printed from there. Everything here runs on the main
 // thread before the VM exists.
 #pragma once
 
@@ -23,7 +23,7 @@ inline constexpr uint64_t kConfigFileBytesMax = 1 << 20;
 inline constexpr size_t kNetsMax = 8;
 inline constexpr size_t kDisksMax = 24;  // PCI bus 0 has 32 slots; the rest is for other devices
 
-// How memory that the guest gives back is forgotten: DESIGN 4.2.
+// How memory that the guest gives back is forgotten: docs/memory.md.
 enum class MemoryPolicy : uint8_t { kAuto, kPool, kDiscard, kLazy };
 // As config and API spell them, in the order of the enumeration.
 inline constexpr std::array<std::string_view, 4> kMemoryPolicies = {"auto", "pool", "discard",

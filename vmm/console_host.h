@@ -4,7 +4,7 @@
 // The socket is a plain stream of bytes. A client first gets the console's last 64 KiB, then what
 // the guest prints; what it sends are keys, whoever of the clients sends them. Nobody holds the
 // guest up: a client that lags more than 64 KiB behind loses what it missed (it is told how much),
-// and one that takes nothing for kStuckMax is cut off. Clients stay connected over the guest's
+// and one that takes nothing for stuck_max is cut off. Clients stay connected over the guest's
 // reboots, until the VM ends.
 //
 // Threading: the main thread.

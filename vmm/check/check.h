@@ -1,5 +1,6 @@
 // `lethe check`: boots guests from configs with a [check] table, each as a child process
-// `lethe run CONFIG --non-interactive`, and judges how they ended and what they printed.
+// `lethe run CONFIG --non-interactive`, and judges how they ended, what they printed, what was on
+// their screens, and what commands in them did.
 #pragma once
 
 #include <cstdint>
