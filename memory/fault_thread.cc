@@ -258,15 +258,16 @@ void FaultThread::fill_small(const Fault& fault) {
 int FaultThread::fill_page(const Fault& fault) {
   const uint32_t poison = x_world.poison.load(std::memory_order_acquire);
   const Userfault& userfault = x_world.userfault;
+  uint64_t done = 0;
   // SAFETY (casts): a page of words, read as bytes.
   if (poison != 0 && x_world.guest.was_there(fault.page, kPageBytes) == GuestChunks::There::kAll) {
     if (x_pattern->words[0] != poison) x_pattern->words.fill(poison);
-    return userfault.fill_copy(fault.page, reinterpret_cast<uint8_t*>(x_pattern.get()), kPageBytes);
+    return userfault.fill_copy(fault.page, reinterpret_cast<uint8_t*>(x_pattern.get()), kPageBytes,
+                               done);
   }
-  uint64_t done = 0;
   if (fault.write) {
     const int error =
-        userfault.fill_copy(fault.page, reinterpret_cast<uint8_t*>(x_zero.get()), kPageBytes);
+        userfault.fill_copy(fault.page, reinterpret_cast<uint8_t*>(x_zero.get()), kPageBytes, done);
     if (error != ENOMEM) return error;
   }
   // The zero page needs no memory; a write to it is then between the guest and the kernel.

@@ -81,8 +81,8 @@ int Userfault::fill_zero(uint8_t* at, uint64_t size, uint64_t& done) const {
   }
 }
 
-int Userfault::fill_copy(uint8_t* at, const uint8_t* from, uint64_t size) const {
-  uint64_t done = 0;
+int Userfault::fill_copy(uint8_t* at, const uint8_t* from, uint64_t size, uint64_t& done) const {
+  done = 0;
   for (int attempt = 0;; ++attempt) {
     uffdio_copy arg{};
     arg.dst = address(at) + done;

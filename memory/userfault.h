@@ -45,7 +45,8 @@ class Userfault {
   // Fills missing pages; wakes who waits for them. `done`: bytes filled from the start; EEXIST: the
   // next page is there already, ENOENT: the range is not watched (any more).
   [[nodiscard]] int fill_zero(uint8_t* at, uint64_t size, uint64_t& done) const;
-  [[nodiscard]] int fill_copy(uint8_t* at, const uint8_t* from, uint64_t size) const;
+  [[nodiscard]] int fill_copy(uint8_t* at, const uint8_t* from, uint64_t size,
+                              uint64_t& done) const;
   // Moves whole pages; wakes nobody. Retries what the kernel calls a race, some times.
   // EEXIST: a page is at `to` already; ENOENT: none at `from`; EBUSY: pinned or shared.
   [[nodiscard]] MoveOutcome move(uint8_t* to, uint8_t* from, uint64_t size) const;

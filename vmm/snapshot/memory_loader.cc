@@ -55,6 +55,7 @@ MemoryLoader::MemoryLoader(const GuestMemory& memory, UniqueFd file, MemoryTable
 
 MemoryLoader::~MemoryLoader() {
   if (!x_thread.joinable()) return;
+  x_ending.store(true, std::memory_order_release);
   x_stop->signal();
   x_thread.join();
 }
@@ -176,21 +177,28 @@ bool MemoryLoader::load(Pending& pending) {
     return false;
   }
   uint8_t* const host = host_of(pending.block);
-  for (const PageRun& run : runs_of(pending.left)) {
-    for (;;) {
-      const int error =
-          x_userfault->fill_copy(host + run.offset, x_buffer->bytes.data() + run.offset, run.bytes);
-      if (error == 0) break;
-      // While a page is left nobody else can have filled it.
-      LETHE_ASSERT(error != EEXIST);
-      LETHE_LOG_LIMITED(LogModule::kMemory, "cannot put a snapshot's memory in place: {}",
-                        errno_text(error));
-      std::this_thread::sleep_for(kStall);  // the host is short of memory: the guest waits
-    }
-  }
+  for (const PageRun& run : runs_of(pending.left))
+    if (!put_in_place(host + run.offset, x_buffer->bytes.data() + run.offset, run.bytes))
+      return false;
   pending.left = 0;
   --x_left;
   return true;
+}
+
+bool MemoryLoader::put_in_place(uint8_t* to, const uint8_t* from, uint64_t size) {
+  uint64_t done = 0;
+  for (;;) {
+    uint64_t more = 0;
+    const int error = x_userfault->fill_copy(to + done, from + done, size - done, more);
+    done += more;  // even if it failed then: a host short of memory has room for some pages
+    if (error == 0) return true;
+    // While a page is left nobody else can have filled it.
+    LETHE_ASSERT(error != EEXIST);
+    if (x_ending.load(std::memory_order_acquire)) return false;
+    LETHE_LOG_LIMITED(LogModule::kMemory, "cannot put a snapshot's memory in place: {}",
+                      errno_text(error));
+    std::this_thread::sleep_for(kStall);  // the host is short of memory: the guest waits
+  }
 }
 
 void MemoryLoader::answer(const Fault& fault) {
@@ -203,10 +211,10 @@ void MemoryLoader::answer(const Fault& fault) {
   });
   if (failed) return;
   // Never in the file, or dropped: zeros. EEXIST: loaded just now, or by an earlier answer.
+  uint64_t done = 0;
   if (fault.write) {
-    (void)x_userfault->fill_copy(fault.page, x_zeros->bytes.data(), kPageBytes);
+    (void)x_userfault->fill_copy(fault.page, x_zeros->bytes.data(), kPageBytes, done);
   } else {
-    uint64_t done = 0;
     (void)x_userfault->fill_zero(fault.page, kPageBytes, done);
   }
   x_userfault->wake(fault.page, kPageBytes);

@@ -75,8 +75,9 @@ class MemoryLoader final : public PendingMemory {
   void run();
   void answer(const Fault& fault) LETHE_EXCLUDES(x_mutex);
   [[nodiscard]] bool load_next() LETHE_EXCLUDES(x_mutex);
-  // False: on_failure was told.
+  // False: on_failure was told, or the loader is about to end.
   bool load(Pending& pending) LETHE_REQUIRES(x_mutex);
+  [[nodiscard]] bool put_in_place(uint8_t* to, const uint8_t* from, uint64_t size);
   void end_if_complete() LETHE_REQUIRES(x_mutex);
   // Calls for each block that touches the range with those of its pages that are in it.
   template <typename Call>
@@ -90,6 +91,7 @@ class MemoryLoader final : public PendingMemory {
   std::optional<EventFd> x_stop;
   std::thread x_thread;
   std::atomic<bool> x_complete{false};
+  std::atomic<bool> x_ending{false};
   const std::unique_ptr<Buffer> x_zeros;
 
   Mutex x_mutex;

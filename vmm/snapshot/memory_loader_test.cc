@@ -34,11 +34,38 @@ class SlowUserfault : public PoolOps {
   }
 };
 
+// A host short of memory: some copies of several pages have done the first one when there is no
+// more room, once. Or, as long as `none` says, there is no room at all.
+class ShortOfMemory : public PoolOps {
+ public:
+  [[nodiscard]] int control(int fd, unsigned long request, void* argument) override {
+    if (request != UFFDIO_COPY) return PoolOps::control(fd, request, argument);
+    auto& copy = *static_cast<uffdio_copy*>(argument);
+    if (none || failing.exchange(false)) {
+      ++refused;
+      copy.copy = -ENOMEM;
+      return ENOMEM;
+    }
+    if (copy.len <= kPageBytes || copies++ % 8 != 0) return PoolOps::control(fd, request, argument);
+    // As the kernel: what was done, and EAGAIN for the rest; ENOMEM at the next try.
+    copy.len = kPageBytes;
+    failing = true;
+    const int error = PoolOps::control(fd, request, argument);
+    return error == 0 ? EAGAIN : error;
+  }
+  std::atomic<bool> none{false};
+  std::atomic<bool> failing{false};
+  std::atomic<uint64_t> copies{0};
+  std::atomic<uint64_t> refused{0};
+};
+
 class MemoryLoaderTest : public testing::Test {
  protected:
+  // Of so many pages one holds something.
+  explicit MemoryLoaderTest(uint64_t sparse = 3) : x_sparse(sparse) {}
   void SetUp() override {
     const auto saved = test_memory();
-    for (uint64_t page = 0; page < kTestPages; page += 3) fill_page(*saved, page, page + 1);
+    for (uint64_t page = 0; page < kTestPages; page += x_sparse) fill_page(*saved, page, page + 1);
     x_table = write_memory(*saved, x_file.get()).value();
   }
   void start(MemoryLoaderOptions options = {}) {
@@ -52,7 +79,7 @@ class MemoryLoaderTest : public testing::Test {
   }
   // What the page must hold: its pattern, or zeros.
   [[nodiscard]] bool is_right(uint64_t page) const {
-    if (page % 3 != 0) return is_zero(page);
+    if (page % x_sparse != 0) return is_zero(page);
     const auto* const words = reinterpret_cast<const uint64_t*>(page_of(*x_memory, page));
     for (uint64_t i = 0; i < kPageBytes / 8; ++i)
       if (words[i] != (page + 1) * 0x9E37'79B9'7F4A'7C15 + i) return false;
@@ -65,12 +92,14 @@ class MemoryLoaderTest : public testing::Test {
   void wait_until_complete() const {
     EXPECT_TRUE(eventually([this] { return x_loader->complete(); }, kDeadline));
   }
+  const uint64_t x_sparse;
   UniqueFd x_file = test_file();
   MemoryTable x_table;
   std::unique_ptr<GuestMemory> x_memory = test_memory();
   std::atomic<int> x_completed{0};
   SlowUserfault x_slow;
   NoUserfault x_none;
+  ShortOfMemory x_short;
   std::unique_ptr<MemoryLoader> x_loader;
 };
 
@@ -192,6 +221,26 @@ TEST_F(MemoryLoaderTest, can_be_destroyed_half_way) {
     (void)*static_cast<volatile uint8_t*>(page_of(*x_memory, 600));
     x_loader.reset();
   }
+}
+
+// Runs of pages: a copy may end within one.
+class MemoryLoaderRunsTest : public MemoryLoaderTest {
+ protected:
+  MemoryLoaderRunsTest() : MemoryLoaderTest(1) {}
+};
+
+TEST_F(MemoryLoaderRunsTest, a_copy_that_ends_half_way_for_want_of_memory_goes_on_from_there) {
+  ASSERT_NO_FATAL_FAILURE(start({.ops = &x_short}));
+  wait_until_complete();
+  EXPECT_GT(x_short.refused, 0u);
+  for (uint64_t page = 0; page < kTestPages; ++page) EXPECT_TRUE(is_right(page)) << page;
+}
+
+TEST_F(MemoryLoaderRunsTest, can_be_destroyed_while_the_host_has_no_memory) {
+  x_short.none = true;
+  ASSERT_NO_FATAL_FAILURE(start({.ops = &x_short}));
+  ASSERT_TRUE(eventually([this] { return x_short.refused > 1; }, kDeadline));
+  x_loader.reset();
 }
 
 TEST_F(MemoryLoaderTest, races_of_touch_drop_and_load_show_the_page_or_zeros) {
