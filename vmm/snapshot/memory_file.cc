@@ -168,7 +168,6 @@ Result<MemoryTable> restore_table(uint64_t bytes, StateReader& from) {
     from.fail(fmt::format("{} bytes of RAM, the config says {}", table.bytes, bytes));
   const uint64_t end = bytes / kBlockBytes;
   if (count > end) from.fail(fmt::format("{} blocks, {} bytes have {}", count, bytes, end));
-  if (from.ok()) table.blocks.reserve(count);
   uint64_t next = 0;
   for (uint32_t i = 0; i < count && from.ok(); ++i) {
     MemoryBlock block;
