@@ -293,26 +293,27 @@ Result<> MachineTarget::screenshot(uint32_t number, std::function<void(Result<st
 std::vector<NetState> MachineTarget::nets() {
   std::vector<NetState> nets;
   for (size_t i = 0; i < x_machine.nets().size(); ++i) {
-    const NetDevice& net = *x_machine.nets()[i];
+    NetDevice& net = *x_machine.nets()[i];
     const NetConfig& config = x_config.nets[i];
+    const NetLimits limits = net.limits();
     nets.push_back({.name = net.name(),
                     .backend = backend_name(config),
                     .mac = mac_text(net.mac()),
                     .mtu = mtu_of(config),
                     .link = net.link_wanted(),
                     .up = net.link_up(),
-                    .bandwidth_max = net.limits().bandwidth_max,
-                    .packets_max = net.limits().packets_max});
+                    .bandwidth_max = limits.bandwidth_max,
+                    .packets_max = limits.packets_max});
   }
   return nets;
 }
 
 void MachineTarget::set_net(size_t index, const NetChange& change) {
   NetDevice& net = *x_machine.nets()[index];
-  NetLimits limits = net.limits();
-  limits.bandwidth_max = change.bandwidth_max.value_or(limits.bandwidth_max);
-  limits.packets_max = change.packets_max.value_or(limits.packets_max);
-  if (limits != net.limits()) net.set_limits(limits);
+  const NetLimits now = net.limits();
+  const NetLimits wanted{.bandwidth_max = change.bandwidth_max.value_or(now.bandwidth_max),
+                         .packets_max = change.packets_max.value_or(now.packets_max)};
+  if (wanted != now) net.set_limits(wanted);
   if (change.link) net.set_link(*change.link);
 }
 

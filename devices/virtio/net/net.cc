@@ -60,7 +60,6 @@ NetDevice::NetDevice(const NetOptions& options, uint64_t offloads)
       x_features(features_of(options, offloads)),
       x_queue_sizes(queue_sizes(options)),
       x_config(options.mac, options.pairs, static_cast<uint16_t>(options.mtu)),
-      x_limits(options.limits),
       x_thread(x_name.c_str()) {}
 
 NetDevice::~NetDevice() {
@@ -103,8 +102,13 @@ void NetDevice::set_link(bool up) {
 }
 
 void NetDevice::set_limits(const NetLimits& limits) {
-  x_limits = limits;
   x_thread.run_and_wait([&] { x_io->set_limits(limits); });
+}
+
+NetLimits NetDevice::limits() {
+  NetLimits limits;
+  x_thread.run_and_wait([&] { limits = x_io->limits(); });
+  return limits;
 }
 
 }  // namespace lethe

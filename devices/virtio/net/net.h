@@ -64,7 +64,7 @@ class NetDevice : public VirtioDevice {
   void connect(NetPorts ports);
   void set_link(bool up);
   void set_limits(const NetLimits& limits);
-  [[nodiscard]] NetLimits limits() const { return x_limits; }
+  [[nodiscard]] NetLimits limits();
   [[nodiscard]] bool link_wanted() const { return x_io->link_wanted(); }
   // Any thread.
   [[nodiscard]] bool link_up() const { return x_config.link_up(); }
@@ -79,7 +79,6 @@ class NetDevice : public VirtioDevice {
   std::vector<uint16_t> x_queue_sizes;
   NetConfigSpace x_config;
   NetCounters x_counters;
-  NetLimits x_limits;
   std::unique_ptr<NetIo> x_io;  // the thread's
   IoThread x_thread;
 };

@@ -185,6 +185,29 @@ TEST(NetSnapshot, keeps_mac_and_link_and_asks_the_guest_to_announce_itself) {
   EXPECT_TRUE(after.receive());
 }
 
+TEST(NetSnapshot, keeps_limits_that_were_set_at_run_time_instead_of_the_configs) {
+  constexpr NetLimits kSet{.bandwidth_max = 1 << 20, .packets_max = 1};
+  StreamPeer first;
+  NetGuest before(first.ports());
+  before.device().set_limits(kSet);
+  const Bytes state = saved(before);
+
+  StreamPeer second;
+  NetGuest after(second.ports(), {.limits = {.bandwidth_max = 5, .packets_max = 7}});
+  after.transport().freeze();
+  StateReader reader(state);
+  const auto restored = after.device().restore(reader);
+  ASSERT_TRUE(restored) << restored.error().text;
+  after.transport().thaw();
+  EXPECT_EQ(after.device().limits(), kSet);
+  // And they hold: one frame goes, the next one waits for a second.
+  ASSERT_TRUE(after.send(make_frame(60, 1)));
+  const auto begin = std::chrono::steady_clock::now();
+  ASSERT_TRUE(after.send(make_frame(60, 2)));
+  EXPECT_GE(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(500));
+  EXPECT_GE(after.counters().throttled, 1u);
+}
+
 TEST(NetSnapshot, refuses_states_that_can_not_be) {
   StreamPeer peer;
   NetGuest guest(peer.ports());
@@ -197,11 +220,13 @@ TEST(NetSnapshot, refuses_states_that_can_not_be) {
   EXPECT_EQ(refused, good.size()) << "truncated";
   const auto state = [](const MacAddress& mac, uint16_t pairs, uint64_t offloads) {
     StateWriter writer;
-    writer.begin_section("virtio-net", 1);
+    writer.begin_section("virtio-net", 2);
     writer.bytes(mac);
     writer.number(pairs);
     writer.number(offloads);
     writer.boolean(true);
+    writer.number(uint64_t{1});
+    writer.number(uint64_t{1});
     writer.end_section();
     return writer.take();
   };
@@ -211,6 +236,7 @@ TEST(NetSnapshot, refuses_states_that_can_not_be) {
     StateReader reader(bad);
     EXPECT_FALSE(guest.device().restore(reader));
     EXPECT_EQ(guest.device().mac(), NetGuest::kMac) << "nothing was changed";
+    EXPECT_EQ(guest.device().limits(), NetLimits{});
   }
 }
 

@@ -15,7 +15,7 @@ constexpr uint64_t kGuestOffloads =
     net_bit(VIRTIO_NET_F_GUEST_CSUM) | net_bit(VIRTIO_NET_F_GUEST_TSO4) |
     net_bit(VIRTIO_NET_F_GUEST_TSO6) | net_bit(VIRTIO_NET_F_GUEST_ECN);
 constexpr unsigned kCommandsTurn = 16;
-constexpr uint32_t kStateVersion = 1;
+constexpr uint32_t kStateVersion = 2;
 
 }  // namespace
 
@@ -122,6 +122,7 @@ void NetIo::lose_ports() {
 }
 
 void NetIo::set_limits(const NetLimits& limits) {
+  x_limits = limits;
   x_shared.limited = limits != NetLimits{};
   for (NetRate* rate : {&x_shared.tx, &x_shared.rx})
     *rate = {.bytes = TokenBucket(limits.bandwidth_max),
@@ -314,6 +315,8 @@ void NetIo::save(StateWriter& to) const {
   to.number(x_active_pairs);
   to.number(x_guest_offloads);
   to.boolean(x_link_wanted);
+  to.number(x_limits.bandwidth_max);
+  to.number(x_limits.packets_max);
   to.end_section();
 }
 
@@ -327,6 +330,9 @@ Result<> NetIo::restore(StateReader& from) {
   const auto pairs = from.number<uint16_t>();
   const auto offloads = from.number<uint64_t>();
   const bool link = from.boolean();
+  NetLimits limits;
+  limits.bandwidth_max = from.number<uint64_t>();
+  limits.packets_max = from.number<uint64_t>();
   from.end_section();
   if (from.ok() && (mac[0] & 1) != 0) from.fail("the MAC address is a group's");
   if (from.ok() && (pairs < 1 || pairs > x_options.pairs)) from.fail("too many pairs of queues");
@@ -338,6 +344,7 @@ Result<> NetIo::restore(StateReader& from) {
   x_guest_offloads = offloads;
   tell_ports();
   x_link_wanted = link;
+  set_limits(limits);
   // The transport tells the driver of all this. 5.1.6.5.4: the network is to learn where the guest
   // is now.
   x_shared.link_up = link && !x_ports.empty();

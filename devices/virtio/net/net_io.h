@@ -63,6 +63,7 @@ class NetIo final : private NetCommands {
   void set_link(bool up);
   [[nodiscard]] bool link_wanted() const { return x_link_wanted.load(); }  // any thread
   void set_limits(const NetLimits& limits);
+  [[nodiscard]] const NetLimits& limits() const { return x_limits; }
 
   void start(uint64_t features, VirtioHost& host);
   void start_queue(uint16_t index, std::unique_ptr<Queue> queue, const EventFd& kick);
@@ -106,6 +107,7 @@ class NetIo final : private NetCommands {
   NetConfigSpace& x_config;
   NetCounters& x_counters;
   NetShared x_shared;
+  NetLimits x_limits;
   std::atomic<bool> x_link_wanted;
   NetPorts x_ports;
   std::vector<std::unique_ptr<Slot>> x_slots;
