@@ -18,9 +18,15 @@ std::string plain(std::string text) {
 
 }  // namespace
 
+bool StateWriter::has_room(size_t count) {
+  x_too_long |= count > x_bytes_max - x_bytes.size();
+  return !x_too_long;
+}
+
 void StateWriter::bytes(std::span<const uint8_t> value) {
   LETHE_ASSERT(value.size() <= UINT32_MAX);
   number(static_cast<uint32_t>(value.size()));
+  if (!has_room(value.size())) return;
   x_bytes.insert(x_bytes.end(), value.begin(), value.end());
 }
 
@@ -40,13 +46,14 @@ void StateWriter::end_section() {
   LETHE_ASSERT(!x_open.empty());
   const size_t at = x_open.back();
   x_open.pop_back();
+  if (x_too_long) return;
   const uint64_t length = x_bytes.size() - at - sizeof(uint64_t);
   for (size_t i = 0; i < sizeof length; ++i)
     x_bytes[at + i] = static_cast<uint8_t>(length >> (8 * i));
 }
 
 std::vector<uint8_t> StateWriter::take() {
-  LETHE_ASSERT(x_open.empty());
+  LETHE_ASSERT(x_open.empty() && !x_too_long);
   return std::exchange(x_bytes, {});
 }
 

@@ -22,8 +22,13 @@ namespace lethe {
 
 class StateWriter {
  public:
+  // Keeps at most `bytes_max`: what goes beyond makes it too long for good, and nothing more is
+  // kept.
+  explicit StateWriter(uint64_t bytes_max = UINT64_MAX) : x_bytes_max(bytes_max) {}
+
   template <std::unsigned_integral T>
   void number(T value) {
+    if (!has_room(sizeof value)) return;
     for (size_t i = 0; i < sizeof value; ++i)
       x_bytes.push_back(static_cast<uint8_t>(static_cast<uint64_t>(value) >> (8 * i)));
   }
@@ -36,10 +41,14 @@ class StateWriter {
   void begin_section(std::string_view name, uint32_t version);
   void end_section();
 
-  // All that was written. No section is open.
+  [[nodiscard]] bool too_long() const { return x_too_long; }
+  // All that was written. No section is open, and it is not too long.
   [[nodiscard]] std::vector<uint8_t> take();
 
  private:
+  [[nodiscard]] bool has_room(size_t count);
+  uint64_t x_bytes_max;
+  bool x_too_long = false;
   std::vector<uint8_t> x_bytes;
   std::vector<size_t> x_open;  // where the lengths of the open sections are
 };

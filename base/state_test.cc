@@ -78,6 +78,27 @@ TEST(State, nothing_is_read_past_a_sections_end_and_nothing_may_be_left_in_it) {
   EXPECT_FALSE(left.ok());
 }
 
+TEST(State, a_writer_keeps_no_more_than_it_may) {
+  StateWriter exact(4 + 5 + 8);
+  exact.text("hello");
+  exact.number(uint64_t{7});
+  EXPECT_FALSE(exact.too_long());
+  EXPECT_EQ(exact.take().size(), 4u + 5u + 8u);
+
+  StateWriter writer(64);
+  writer.begin_section("outer", 1);
+  writer.begin_section("inner", 1);
+  writer.bytes(std::vector<uint8_t>(1024));
+  EXPECT_TRUE(writer.too_long());
+  // Not even what there is room for: it would be in another's place.
+  writer.number(uint8_t{1});
+  writer.end_section();
+  writer.begin_section("later", 1);
+  writer.end_section();
+  writer.end_section();
+  EXPECT_TRUE(writer.too_long());
+}
+
 TEST(State, strings_longer_than_their_place_are_errors) {
   StateWriter writer;
   writer.text("hello");
