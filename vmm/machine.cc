@@ -311,6 +311,7 @@ void Machine::pause() {
 
 void Machine::resume() {
   if (!std::exchange(x_paused, false) || x_ended.load()) return;
+  thaw();
   for (const auto& vcpu : x_vcpus) vcpu->allow_run();
   start_vcpus();
 }

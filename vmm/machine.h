@@ -93,11 +93,11 @@ class Machine final : private MachineControl {
   [[nodiscard]] bool paused() const { return x_paused; }
 
   // Snapshots (vmm/machine_snapshot.cc), of a paused machine: freeze(), then save() and a look at
-  // memory(), then thaw(). In between nothing changes guest memory. Errors of freeze(): the guest
-  // ended, or has what can't be saved; nothing is frozen then.
+  // memory(). From then on to resume() nothing changes guest memory or the disks; requests of the
+  // control API are still taken, and what is typed. Harmless twice. Errors of freeze(): the guest
+  // ended, or has what can't be saved.
   [[nodiscard]] Result<> freeze();
   [[nodiscard]] Result<> save(StateWriter& to);
-  void thaw();  // harmless if it is not frozen
   [[nodiscard]] const GuestMemory& memory() const { return *x_memory; }
 
   // Presses the ACPI power button: a guest that listens shuts down.
@@ -131,6 +131,8 @@ class Machine final : private MachineControl {
   [[nodiscard]] Result<> load_memory(Snapshot& from);
   [[nodiscard]] PendingMemory* pending_memory() const;
   [[nodiscard]] Result<> restore_state(StateReader& from);
+  [[nodiscard]] Result<> settle();
+  void thaw();  // harmless if it is not frozen
   [[nodiscard]] Result<> build_legacy(ByteSink& console);
   [[nodiscard]] Result<> build_virtio(ByteSink& console);
   [[nodiscard]] Result<> build_vsock();

@@ -1,6 +1,8 @@
 // A machine's state for a snapshot: vmm/snapshot/, docs/snapshot.md.
 #include "vmm/snapshot/snapshot.h"
 
+#include <utility>
+
 #include "base/assert.h"
 #include "devices/legacy/ioapic/ioapic.h"
 #include "vmm/kvm/cpu_features.h"
@@ -30,7 +32,15 @@ Result<> Machine::load_memory(Snapshot& from) {
 PendingMemory* Machine::pending_memory() const { return x_loader.get(); }
 
 Result<> Machine::freeze() {
-  LETHE_ASSERT(x_paused && !x_frozen);
+  LETHE_ASSERT(x_paused);
+  if (!x_frozen) LETHE_TRY(settle());
+  x_frozen = true;
+  x_pci->freeze();
+  return x_pci->can_save();
+}
+
+// What the processors had begun is done, and all of memory is there.
+Result<> Machine::settle() {
   if (x_loader) x_loader->fetch_all();
   for (const auto& vcpu : x_vcpus) {
     const VcpuExit exit = vcpu->settle(x_ports, x_mmio, x_coalesced.get());
@@ -39,17 +49,11 @@ Result<> Machine::freeze() {
   }
   if (x_coalesced) (void)x_coalesced->drain(x_ports);
   if (x_ended.load()) return host_error("snapshot: the guest has just ended");
-  x_pci->freeze();
-  x_frozen = true;
-  auto possible = x_pci->can_save();
-  if (!possible) thaw();
-  return possible;
+  return {};
 }
 
 void Machine::thaw() {
-  if (!x_frozen) return;
-  x_pci->thaw();
-  x_frozen = false;
+  if (std::exchange(x_frozen, false)) x_pci->thaw();
 }
 
 Result<> Machine::save(StateWriter& to) {

@@ -72,10 +72,11 @@ class PciFunction {
   [[nodiscard]] std::optional<uint64_t> bar_mapped_at(unsigned bar) const LETHE_EXCLUDES(x_mutex);
 
   // Snapshots (docs/snapshot.md), on the main thread while no vCPU runs: freeze() every function,
-  // save() each, thaw(). Between freeze() and thaw() the function's device touches no guest memory
-  // and sends no interrupt. restore() gets what save() wrote, in a function made from the same
-  // config of which no vCPU has seen anything yet; afterwards it is at work, not frozen. The file
-  // may be anybody's. Errors: from.check().
+  // save() each, thaw() before vCPUs run again; freeze() and save() may come again before that.
+  // Between freeze() and thaw() the function's device touches no guest memory and begins nothing
+  // that the driver has asked for. restore() gets what save() wrote, in a function made from the
+  // same config of which no vCPU has seen anything yet; afterwards it is at work, not frozen. The
+  // file may be anybody's. Errors: from.check().
   virtual void freeze() LETHE_EXCLUDES(x_mutex) {}
   virtual void thaw() LETHE_EXCLUDES(x_mutex) {}
   // Frozen: why its state can't be saved now, if that is so, in one line for the user.

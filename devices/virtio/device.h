@@ -88,7 +88,8 @@ class VirtioDevice {
   // - What is in flight ends first, or its chain is dropped: then it is not completed, but the next
   //   queue's pop() gives it again. So a device answers nothing only because it stops.
   // - What waits for the driver stays. freeze() is for devices that would forget it in
-  //   stop_queue(); start_queue() and reset() end its effect.
+  //   stop_queue(); start_queue() and reset() end its effect. It may come again before that, if the
+  //   machine is saved once more: then there are no queues.
   virtual void freeze() {}
   // Why this device's state can't be saved now, if that is so: one line for the user. Frozen.
   [[nodiscard]] virtual Result<> can_save() const { return {}; }

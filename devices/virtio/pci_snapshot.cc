@@ -2,6 +2,7 @@
 // set, written down and read back. What is read is checked as if the guest had written it.
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "base/assert.h"
 #include "devices/virtio/pci_transport.h"
@@ -38,9 +39,9 @@ QueuePosition restore_position(StateReader& from) {
 
 void VirtioPciTransport::freeze() {
   MutexLock lock(x_mutex);
-  LETHE_ASSERT(!x_frozen);
-  x_frozen = true;
+  const bool again = std::exchange(x_frozen, true);
   if (!x_started) return;
+  if (again) return x_device->freeze();  // its queues are stopped
   // Before the first queue stops: a device may let go of one queue's chains when another one stops.
   for (const auto& line : x_lines) line->keeper.keeps_chains.store(true, std::memory_order_release);
   x_device->freeze();

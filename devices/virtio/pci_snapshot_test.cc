@@ -101,6 +101,22 @@ TEST_F(PciSnapshotTest, a_frozen_device_has_no_queues_and_gets_them_back_where_t
   EXPECT_FALSE(device->queues[0]->pop().has_value());
 }
 
+TEST_F(PciSnapshotTest, a_frozen_device_can_be_frozen_and_saved_once_more) {
+  ASSERT_TRUE(driver->bring_up());
+  make_available(2);
+  const auto state = freeze_and_save();
+  EXPECT_EQ(freeze_and_save(), state);
+  EXPECT_TRUE(device->queues.empty());
+  transport->thaw();
+  EXPECT_EQ(device->queues.size(), 3U);
+  for (const int head : {0, 1}) {
+    auto next = device->queues[0]->pop();
+    ASSERT_TRUE(next.has_value());
+    EXPECT_EQ(next->head(), head);
+    next->complete(0);
+  }
+}
+
 TEST_F(PciSnapshotTest, a_device_without_a_driver_freezes_and_is_restored) {
   const auto state = freeze_and_save();
   Restored other;

@@ -88,7 +88,8 @@ Result<SavedMachine> save_machine(Machine& machine, const VmConfig& config, cons
   const auto start = std::chrono::steady_clock::now();
   machine.pause();
   auto report = write_snapshot(machine, config, writer);
-  machine.thaw();
+  // Devices go on only when the guest does: what waits in them, for a rate limit say, would change
+  // the disks that belong to the snapshot.
   if (!was_paused && (!stay_paused || !report)) machine.resume();
   if (!report) return Unexpected(report.error());
   report->paused_ms = ms_since(start);

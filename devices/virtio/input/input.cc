@@ -257,7 +257,7 @@ void InputDevice::Core::reset() {
 
 void InputDevice::Core::freeze() {
   MutexLock lock(x_mutex);
-  x_frozen = x_ports[kEventQueue].queue != nullptr;
+  x_frozen |= x_ports[kEventQueue].queue != nullptr;
 }
 
 void InputDevice::Core::save(StateWriter& to) {

@@ -57,6 +57,7 @@ TEST_F(InputSnapshot, what_is_typed_while_frozen_and_before_arrives_once_and_in_
   input.key(KEY_A, true);
   guest.freeze();
   input.key(KEY_A, false);
+  guest.freeze();  // the machine is saved once more
   input.key(KEY_B, true);
   guest.thaw();
   give(6);

@@ -7,6 +7,7 @@
 //
 //   pages=N   pages to fill (default 64), a word of each not zero
 //   disk=1    uses the first disk's upper half
+//   burst=N   each round ends with so many more sectors (at most 80) written at once, and read back
 #include "kernel/apic.h"
 #include "kernel/boot.h"
 #include "kernel/check.h"
@@ -26,6 +27,8 @@ constexpr uint32_t kTimerCount = 2'000'000 / 16;  // 2 ms of the APIC's 16 ns ti
 constexpr uint64_t kPagesARound = 4;
 constexpr uint64_t kWriteSector = 1024;
 constexpr uint64_t kSectorsUsed = 512;
+constexpr uint64_t kBurstSector = kWriteSector + kSectorsUsed;
+constexpr uint64_t kBurstMax = 80;
 // The clock may stand still between two rounds while the host is busy, but not leap.
 constexpr uint64_t kLeapUs = 3'600'000'000;
 
@@ -91,6 +94,41 @@ void use_disk(BlkDevice& disk, uint64_t round, uint64_t state) {
   CHECK_EQ(disk.write(kWriteSector + round % kSectorsUsed, buffer, kSectorSize), VIRTIO_BLK_S_OK);
 }
 
+struct Write {
+  BlkRequest request;
+  uint64_t data[kSectorSize / sizeof(uint64_t)];
+};
+
+// All of it is in the ring before the first of it is done.
+void write_burst(BlkDevice& disk, uint64_t count, uint64_t round) {
+  static auto* const writes =
+      static_cast<Write*>(alloc_pages((kBurstMax * sizeof(Write) + kPageSize - 1) / kPageSize));
+  Virtqueue& queue = disk.queue();
+  for (uint64_t i = 0; i < count; ++i) {
+    Write& write = writes[i];
+    write.request = {{VIRTIO_BLK_T_OUT, 0, kBurstSector + i}, kStatusUnwritten};
+    write.data[0] = round;
+    write.data[1] = i;
+    const Buffer buffers[] = {readable(&write.request.header, sizeof(write.request.header)),
+                              readable(write.data, kSectorSize),
+                              writable(&write.request.status, 1)};
+    queue.publish(queue.add(buffers, 3));
+  }
+  queue.kick();
+  for (uint64_t i = 0; i < count; ++i) {
+    CHECK_SOON(queue.has_used());
+    Used used = {};
+    CHECK(queue.pop(used));
+  }
+  for (uint64_t i = 0; i < count; ++i) {
+    CHECK_EQ(load(writes[i].request.status), VIRTIO_BLK_S_OK);
+    writes[i].data[0] = 0;
+    CHECK_EQ(disk.read(kBurstSector + i, writes[i].data, kSectorSize), VIRTIO_BLK_S_OK);
+    CHECK_EQ(writes[i].data[0], round);
+    CHECK_EQ(writes[i].data[1], i);
+  }
+}
+
 bool told_to_end() {
   constexpr uint16_t kLineStatus = kSerialPort + 5;
   if ((in8(kLineStatus) & 1) == 0) return false;
@@ -104,6 +142,8 @@ void guest_main() {
   static BlkDevice disk;
   const bool with_disk = option_number("disk", 0) != 0;
   if (with_disk) disk.open({});
+  const uint64_t burst = option_number("burst", 0);
+  CHECK(burst <= kBurstMax);
   page_count = option_number("pages", 64);
   pages = static_cast<uint8_t*>(alloc_pages(page_count));
   for (uint64_t page = 0; page < page_count; ++page) word_of_page(page) = ~page;
@@ -123,6 +163,7 @@ void guest_main() {
     }
     check_pages(round);
     if (with_disk) use_disk(disk, round, state);
+    if (burst > 0) write_burst(disk, burst, round);
     const unsigned ticks = load(timer_ticks);
     while (load(timer_ticks) == ticks) {
       interrupts_on_and_halt();
