@@ -105,34 +105,139 @@ TEST_F(Snapshot, a_snapshot_that_fails_leaves_the_vm_running_and_nothing_by_its_
   expect_refused("snapshot vm " + path("s") + " --stop", 1, "File too large");
   EXPECT_FALSE(fs::exists(path("s")));
   for (const auto& entry : fs::directory_iterator(x_dir))
-    EXPECT_THAT(entry.path().string(), Not(HasSubstr(".tmp-")));
+    EXPECT_THAT(entry.path().string(), Not(HasSubstr(".unfinished-")));
   const uint64_t now = count_rounds(read("log")).last;
   ASSERT_NO_FATAL_FAILURE(wait_for_rounds("log", now + 10));
   ASSERT_NO_FATAL_FAILURE(end_well("log"));
 }
 
-TEST_F(Snapshot, a_vm_killed_while_it_is_saved_leaves_a_whole_snapshot_or_none) {
-  write_config("pages=4000");
-  int whole = 0;
-  for (int i = 0; i < 8; ++i) {
-    const std::string name = "s" + std::to_string(i);
-    ASSERT_NO_FATAL_FAILURE(run());
-    const pid_t saver = fork();
-    if (saver == 0) {
-      (void)lethe("snapshot vm " + path(name));
-      _exit(0);
-    }
-    // At another moment each time; the last ones when it is done.
-    std::this_thread::sleep_for(milliseconds(5) * i * i);
-    end_by_force();
-    EXPECT_EQ(waitpid(saver, nullptr, 0), saver);
-    if (!fs::exists(path(name))) continue;
-    ++whole;
+// What this process sees of a snapshot while another one makes it.
+class Unfinished : public Snapshot {
+ protected:
+  void TearDown() override {
+    end_saving();
+    Snapshot::TearDown();
+  }
+  // Another thread saves it; `x_saved` has how that went after end_saving().
+  void begin_saving(const std::string& name, const std::string& more = "") {
+    x_saver = std::thread([this, words = "snapshot vm " + path(name) + " " + more] {
+      x_saved = lethe(words);
+      x_ended = true;
+    });
+  }
+  void end_saving() {
+    if (x_saver.joinable()) x_saver.join();
+    x_ended = false;
+  }
+  // Without a pause between two looks: what it waits for may last for a moment. Saving may have
+  // ended before.
+  void wait_while_saving(const std::function<bool()>& condition) const {
+    const auto deadline = std::chrono::steady_clock::now() + kDeadline;
+    while (!condition() && !x_ended) ASSERT_LT(std::chrono::steady_clock::now(), deadline);
+  }
+  // The directory in which the snapshot grows; empty: there is none.
+  [[nodiscard]] std::string temporary(const std::string& name) const {
+    for (const auto& entry : fs::directory_iterator(x_dir))
+      if (entry.path().filename().string().starts_with(name + ".unfinished-"))
+        return entry.path().filename();
+    return {};
+  }
+  [[nodiscard]] bool has_begun(const std::string& name, const std::string& file) const {
+    struct stat status{};
+    const std::string at = temporary(name);
+    return !at.empty() && ::stat(path(at + "/" + file).c_str(), &status) == 0 &&
+           status.st_blocks > 0;
+  }
+  // The guest goes on from some round: of the last ones nothing is in the log of a VM that was
+  // killed. Or, if it `may_be_refused`, it is, and shows nothing of the guest.
+  void expect_whole(const std::string& name, bool may_be_refused = false) {
     ASSERT_NO_FATAL_FAILURE(restore(name, "again", {"--verify"}));
-    ASSERT_NO_FATAL_FAILURE(wait_for_rounds("again", 3));
+    bool refused = false;
+    int status = 0;
+    ASSERT_TRUE(eventually(
+        [&] {
+          refused = waitpid(x_pid, &status, WNOHANG) == x_pid;
+          return refused || count_rounds(read("again")).last != 0;
+        },
+        kDeadline));
+    if (refused) {
+      x_pid = -1;
+      EXPECT_TRUE(may_be_refused) << read("again");
+      EXPECT_EQ(WIFEXITED(status) ? WEXITSTATUS(status) : -1, 2) << read("again");
+      EXPECT_THAT(read("again"), Not(HasSubstr("round")));
+    } else {
+      ASSERT_NO_FATAL_FAILURE(wait_for_rounds("again", 3));
+      EXPECT_GT(count_rounds(read("again")).first, 1u);
+    }
     end_by_force();
   }
-  RecordProperty("whole", whole);
+  std::thread x_saver;
+  std::atomic<bool> x_ended = false;
+  Ran x_saved;
+};
+
+TEST_F(Unfinished, a_vm_killed_while_it_is_saved_leaves_a_whole_snapshot_or_none) {
+  write_config("pages=4000");
+  ASSERT_NO_FATAL_FAILURE(run());
+  ASSERT_NO_FATAL_FAILURE(save("old"));
+  end_by_force();
+  const std::function<bool()> moments[] = {
+      [&] { return !temporary("s").empty(); }, [&] { return has_begun("s", "memory"); },
+      [&] { return has_begun("s", "state"); }, [&] { return fs::exists(path("s")); }};
+  int half = 0;
+  // The moments last for milliseconds, and this process may look away: some tries for each.
+  for (int i = 0; i < 12; ++i) {
+    ASSERT_NO_FATAL_FAILURE(run());
+    begin_saving("s");
+    ASSERT_NO_FATAL_FAILURE(wait_while_saving(moments[i % 4]));
+    end_by_force();
+    end_saving();
+    const std::string left_over = temporary("s");
+    EXPECT_NE(left_over.empty(), !fs::exists(path("s"))) << "one of them";
+    if (left_over.empty()) {
+      ASSERT_NO_FATAL_FAILURE(expect_whole("s"));
+    } else {
+      ++half;
+      ASSERT_NO_FATAL_FAILURE(expect_whole(left_over, true));
+      ASSERT_NO_FATAL_FAILURE(run());
+      ASSERT_NO_FATAL_FAILURE(save("s"));
+      end_by_force();
+      EXPECT_EQ(temporary("s"), "") << "the next one clears what is left";
+    }
+    fs::remove_all(path("s"));
+  }
+  EXPECT_GT(half, 0) << "no VM was killed before its snapshot was whole";
+  ASSERT_NO_FATAL_FAILURE(expect_whole("old"));
+}
+
+// Somebody takes the name while the snapshot is made: only commit() finds that.
+TEST_F(Unfinished, a_snapshot_that_gets_no_name_leaves_the_vm_running_or_paused_as_it_was) {
+  write_config("pages=16000", 1, false, "128M");  // written for long enough to be in time
+  const std::string api = "curl -s --max-time 20 --unix-socket " + path("lethe/vm/api.sock");
+  ASSERT_NO_FATAL_FAILURE(run());
+  for (const bool paused : {false, true}) {
+    if (paused)
+      ASSERT_EQ(std::system((api + " -X POST http://vm/pause >" + path("out")).c_str()), 0);
+    for (const char* how : {"", "--stop"}) {
+      begin_saving("s", how);
+      ASSERT_NO_FATAL_FAILURE(wait_while_saving([&] { return !temporary("s").empty(); }));
+      std::error_code error;
+      fs::create_directory(path("s"), error);
+      end_saving();
+      EXPECT_EQ(x_saved.code, 1) << "or the name was taken too late";
+      EXPECT_THAT(x_saved.err, HasSubstr("File exists"));
+      EXPECT_EQ(temporary("s"), "");
+      EXPECT_TRUE(fs::is_empty(path("s")));
+      fs::remove(path("s"));
+      ASSERT_EQ(std::system((api + " http://vm/state >" + path("out")).c_str()), 0);
+      EXPECT_THAT(read("out"), HasSubstr(paused ? "\"paused\"" : "\"running\"")) << how;
+    }
+    if (paused)
+      ASSERT_EQ(std::system((api + " -X POST http://vm/resume >" + path("out")).c_str()), 0);
+    const uint64_t now = count_rounds(read("log")).last;
+    ASSERT_NO_FATAL_FAILURE(wait_for_rounds("log", now + 10));
+  }
+  ASSERT_NO_FATAL_FAILURE(end_well("log"));
 }
 
 }  // namespace

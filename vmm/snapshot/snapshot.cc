@@ -68,14 +68,14 @@ double ms_since(std::chrono::steady_clock::time_point start) {
 Result<SnapshotReport> write_snapshot(Machine& machine, const VmConfig& config,
                                       SnapshotWriter& writer) {
   LETHE_TRY(machine.freeze());
-  StateWriter state;
+  StateWriter state(kSectionsBytesMax);
   save_config(config, state);
   save_disks(config, state);
   const auto table = write_memory(machine.memory(), writer.memory_fd());
   if (!table) return host_error("snapshot '{}': {}", printable(writer.dir()), table.error().text);
   save_table(*table, state);
   LETHE_TRY(machine.save(state));
-  LETHE_TRY(writer.write_state(state.take()));
+  LETHE_TRY(writer.write_state(std::move(state)));
   return SnapshotReport{.memory_bytes = table->bytes_used()};
 }
 

@@ -1,12 +1,15 @@
 #include "vmm/snapshot/snapshot_dir.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdio>
 #include <cstring>
+#include <memory>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -25,6 +28,9 @@ constexpr size_t kVersionAt = sizeof kMagic;
 constexpr size_t kLengthAt = kVersionAt + sizeof(uint32_t);
 constexpr size_t kHeaderBytes = kLengthAt + sizeof(uint64_t);
 constexpr size_t kSumBytes = sizeof(uint64_t);
+static_assert(kHeaderBytes + kSectionsBytesMax + kSumBytes == kStateBytesMax);
+constexpr std::string_view kTemporary = ".unfinished-XXXXXX";
+constexpr size_t kRandomCharacters = 6;  // the X: mkdtemp(3)
 
 template <typename T>
 T load(std::span<const uint8_t> from, size_t at) {
@@ -45,6 +51,39 @@ Result<> write_all(int fd, std::span<const uint8_t> bytes) {
 std::string parent_of(const std::string& path) {
   const size_t slash = path.rfind('/');
   return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+void remove_temporary(const std::string& path, const UniqueFd& directory) {
+  if (directory.valid()) {
+    (void)::unlinkat(directory.get(), kStateName, 0);
+    (void)::unlinkat(directory.get(), kMemoryName, 0);
+  }
+  (void)::rmdir(path.c_str());
+}
+
+UniqueFd open_temporary(const std::string& path) {
+  return UniqueFd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
+}
+
+// Ours, and of a process that was killed: it would hold the lock. One that has made its directory
+// this moment and holds no lock yet loses it, and fails: of two that save by one name one has to.
+void remove_left_overs(const std::string& dir) {
+  const std::string parent = parent_of(dir);
+  const std::string start =
+      dir.substr(dir.rfind('/') + 1) +
+      std::string(kTemporary.substr(0, kTemporary.size() - kRandomCharacters));
+  const std::unique_ptr<DIR, int (*)(DIR*)> entries(::opendir(parent.c_str()), ::closedir);
+  if (!entries) return;
+  while (const dirent* const entry = ::readdir(entries.get())) {
+    const std::string_view name = entry->d_name;
+    if (!name.starts_with(start) || name.size() != start.size() + kRandomCharacters) continue;
+    const std::string path = fmt::format("{}/{}", parent, name);
+    const UniqueFd directory = open_temporary(path);
+    struct stat status{};
+    if (directory.valid() && ::fstat(directory.get(), &status) == 0 &&
+        status.st_uid == ::geteuid() && ::flock(directory.get(), LOCK_EX | LOCK_NB) == 0)
+      remove_temporary(path, directory);
+  }
 }
 
 Unexpected dir_error(const std::string& dir, const std::string& what) {
@@ -73,14 +112,16 @@ Result<SnapshotWriter> SnapshotWriter::create(const std::string& dir) {
   if (::lstat(clean.c_str(), &status) == 0)
     return config_error("snapshot '{}' is there already: name a new directory, or remove it",
                         printable(clean));
+  remove_left_overs(clean);
   SnapshotWriter writer(clean);
-  std::string temporary = clean + ".tmp-XXXXXX";
+  std::string temporary = clean + std::string(kTemporary);
   if (::mkdtemp(temporary.data()) == nullptr)
     return dir_error(clean, fmt::format("can't be made: {}", errno_text(errno)));
   writer.x_temporary = std::move(temporary);
-  writer.x_directory.reset(
-      ::open(writer.x_temporary.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
+  writer.x_directory = open_temporary(writer.x_temporary);
   if (!writer.x_directory.valid()) return dir_error(clean, errno_text(errno));
+  // A file system without locks has none for who removes left-overs either: then they stay.
+  (void)::flock(writer.x_directory.get(), LOCK_EX | LOCK_NB);
   constexpr int kFlags = O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC;
   writer.x_state.reset(::openat(writer.x_directory.get(), kStateName, kFlags, 0600));
   writer.x_memory.reset(::openat(writer.x_directory.get(), kMemoryName, kFlags, 0600));
@@ -97,16 +138,16 @@ SnapshotWriter::SnapshotWriter(SnapshotWriter&& other) noexcept
       x_memory(std::move(other.x_memory)) {}
 
 SnapshotWriter::~SnapshotWriter() {
-  if (x_temporary.empty()) return;
-  if (x_directory.valid()) {
-    (void)::unlinkat(x_directory.get(), kStateName, 0);
-    (void)::unlinkat(x_directory.get(), kMemoryName, 0);
-  }
-  (void)::rmdir(x_temporary.c_str());
+  if (!x_temporary.empty()) remove_temporary(x_temporary, x_directory);
 }
 
-Result<> SnapshotWriter::write_state(std::span<const uint8_t> sections) {
-  const auto written = write_all(x_state.get(), make_state_file(sections));
+Result<> SnapshotWriter::write_state(StateWriter sections) {
+  if (sections.too_long())
+    return dir_error(
+        x_dir, fmt::format("the state of the devices takes more than {} MiB, the most that can be "
+                           "saved; what the guest shows is most of it: close some of its windows",
+                           kStateBytesMax >> 20));
+  const auto written = write_all(x_state.get(), make_state_file(sections.take()));
   if (!written) return dir_error(x_dir, written.error().text);
   return {};
 }
@@ -153,7 +194,7 @@ Result<> check_state_file(std::span<const uint8_t> file) {
   if (version != kSnapshotVersion)
     return config_error("it has version {}, this lethe reads {}", version, kSnapshotVersion);
   const auto length = load<uint64_t>(file, kLengthAt);
-  if (length > kStateBytesMax || file.size() != kHeaderBytes + length + kSumBytes)
+  if (length > kSectionsBytesMax || file.size() != kHeaderBytes + length + kSumBytes)
     return config_error("its file 'state' was truncated or altered: {} bytes, {} are due",
                         file.size(), kHeaderBytes + length + kSumBytes);
   const auto sum = load<uint64_t>(file, file.size() - kSumBytes);

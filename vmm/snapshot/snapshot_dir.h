@@ -3,9 +3,10 @@
 // `state` is a header (magic, version, length), sections as StateWriter writes them, and the XXH3
 // checksum of all before it. `memory`: memory_file.h.
 //
-// A snapshot is made under another name beside its own, DIR.tmp-XXXXXX, synced, and renamed when
-// all of it is there: what has the final name is whole. What a killed process leaves behind has the
-// other name.
+// A snapshot is made under another name beside its own, DIR.unfinished-XXXXXX, synced, and renamed
+// when all of it is there: what has the final name is whole. What a killed process leaves behind
+// has the other name, and goes when a snapshot of the same name is made next: who is at work holds
+// a lock on the directory, which ends with the process.
 //
 // Threading: any one thread.
 #pragma once
@@ -16,17 +17,19 @@
 #include <vector>
 
 #include "base/result.h"
+#include "base/state.h"
 #include "base/unique_fd.h"
 
 namespace lethe {
 
 inline constexpr uint32_t kSnapshotVersion = 1;
-inline constexpr uint64_t kStateBytesMax = uint64_t{1} << 30;
+inline constexpr uint64_t kStateBytesMax = uint64_t{1} << 30;       // of the file
+inline constexpr uint64_t kSectionsBytesMax = kStateBytesMax - 28;  // without header and checksum
 
 class SnapshotWriter {
  public:
-  // Makes the temporary directory. `dir`: an absolute path at which nothing is yet. Error (kHost):
-  // one line that names it.
+  // Makes the temporary directory, and removes those that killed processes left. `dir`: an absolute
+  // path at which nothing is yet. Error (kHost): one line that names it.
   [[nodiscard]] static Result<SnapshotWriter> create(const std::string& dir);
   SnapshotWriter(SnapshotWriter&& other) noexcept;
   SnapshotWriter& operator=(SnapshotWriter&&) = delete;
@@ -35,8 +38,9 @@ class SnapshotWriter {
 
   // Empty, for write_memory().
   [[nodiscard]] int memory_fd() const { return x_memory.get(); }
-  // Header, sections, checksum.
-  [[nodiscard]] Result<> write_state(std::span<const uint8_t> sections);
+  // Header, sections, checksum. Of sections that are too long (kSectionsBytesMax) nothing is
+  // written.
+  [[nodiscard]] Result<> write_state(StateWriter sections);
   // Syncs both files and gives the directory its name. Fails if something has that name by now.
   [[nodiscard]] Result<> commit();
   // Bytes that the files take on the disk.

@@ -20,13 +20,15 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 
-std::vector<uint8_t> sections() {
+StateWriter written() {
   StateWriter writer;
   writer.begin_section("config", 1);
   writer.text("hello");
   writer.end_section();
-  return writer.take();
+  return writer;
 }
+
+std::vector<uint8_t> sections() { return written().take(); }
 
 TEST(StateFile, reads_back_what_was_written) {
   const auto file = make_state_file(sections());
@@ -75,7 +77,7 @@ class SnapshotDirTest : public testing::Test {
     auto writer = SnapshotWriter::create(x_dir);
     ASSERT_TRUE(writer.has_value()) << writer.error().text;
     ASSERT_EQ(::ftruncate(writer->memory_fd(), 4096), 0);
-    ASSERT_TRUE(writer->write_state(sections()).has_value());
+    ASSERT_TRUE(writer->write_state(written()).has_value());
     ASSERT_TRUE(writer->commit().has_value());
   }
   fs::path x_root;
@@ -86,7 +88,7 @@ TEST_F(SnapshotDirTest, has_its_name_only_when_it_is_whole) {
   {
     auto writer = SnapshotWriter::create(x_dir);
     ASSERT_TRUE(writer.has_value());
-    ASSERT_TRUE(writer->write_state(sections()).has_value());
+    ASSERT_TRUE(writer->write_state(written()).has_value());
     EXPECT_FALSE(fs::exists(x_dir));
     EXPECT_EQ(entries(), 1u);
   }
@@ -110,7 +112,7 @@ TEST_F(SnapshotDirTest, nobody_else_may_read_it) {
 TEST_F(SnapshotDirTest, what_is_there_already_is_refused_at_the_start_and_at_the_end) {
   auto writer = SnapshotWriter::create(x_dir);
   ASSERT_TRUE(writer.has_value());
-  ASSERT_TRUE(writer->write_state(sections()).has_value());
+  ASSERT_TRUE(writer->write_state(written()).has_value());
   fs::create_directory(x_dir);  // empty: rename() by itself would replace it
   const auto committed = writer->commit();
   ASSERT_FALSE(committed.has_value());
@@ -136,27 +138,68 @@ TEST_F(SnapshotDirTest, a_full_disk_leaves_nothing) {
     auto writer = SnapshotWriter::create(x_dir);
     ASSERT_TRUE(writer.has_value());
     ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &tight), 0);
-    const auto written = writer->write_state(std::vector<uint8_t>(100));
+    StateWriter large;
+    large.bytes(std::vector<uint8_t>(100));
+    const auto result = writer->write_state(std::move(large));
     ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
-    ASSERT_FALSE(written.has_value());
-    EXPECT_EQ(written.error().kind, ErrorClass::kHost);
-    EXPECT_THAT(written.error().text, HasSubstr("File too large"));
+    ASSERT_FALSE(result.has_value());
+    EXPECT_EQ(result.error().kind, ErrorClass::kHost);
+    EXPECT_THAT(result.error().text, HasSubstr("File too large"));
   }
   EXPECT_EQ(entries(), 0u);
 }
 
-TEST_F(SnapshotDirTest, a_killed_writer_leaves_nothing_by_the_final_name) {
+TEST_F(SnapshotDirTest, a_state_that_could_not_be_read_back_is_refused) {
+  {
+    StateWriter state(100);
+    state.bytes(std::vector<uint8_t>(97));
+    auto writer = SnapshotWriter::create(x_dir);
+    ASSERT_TRUE(writer.has_value());
+    const auto result = writer->write_state(std::move(state));
+    ASSERT_FALSE(result.has_value());
+    EXPECT_EQ(result.error().kind, ErrorClass::kHost);
+    EXPECT_THAT(result.error().text, HasSubstr("more than 1024 MiB"));
+    EXPECT_THAT(result.error().text, HasSubstr("close some of its windows"));
+  }
+  EXPECT_EQ(entries(), 0u);
+}
+
+TEST_F(SnapshotDirTest, what_a_killed_writer_left_goes_with_the_next_snapshot) {
   const pid_t child = ::fork();
   if (child == 0) {
     auto writer = SnapshotWriter::create(x_dir);
-    (void)writer->write_state(sections());
+    (void)writer->write_state(written());
     (void)::raise(SIGKILL);
   }
   int status = 0;
   ASSERT_EQ(::waitpid(child, &status, 0), child);
   ASSERT_TRUE(WIFSIGNALED(status));
   EXPECT_FALSE(fs::exists(x_dir));
+  EXPECT_EQ(entries(), 1u);
+  // Neither another snapshot's nor what only looks like it.
+  for (const char* name :
+       {"snap-2.unfinished-abcdef", "snap.unfinished-abcdefg", "snap.unfinished-abcde"})
+    fs::create_directory(x_root / name);
+  std::ofstream(x_root / "snap.unfinished-ABCDEF") << "a file";
+  EXPECT_EQ(entries(), 5u);
   ASSERT_NO_FATAL_FAILURE(make());  // and the name is free
+  EXPECT_EQ(entries(), 5u) << "the left-over went, the snapshot came";
+  EXPECT_TRUE(fs::exists(x_dir / "state"));
+}
+
+TEST_F(SnapshotDirTest, who_is_at_work_keeps_its_directory) {
+  auto first = SnapshotWriter::create(x_dir);
+  ASSERT_TRUE(first.has_value());
+  ASSERT_EQ(::ftruncate(first->memory_fd(), 4096), 0);
+  {
+    auto second = SnapshotWriter::create(x_dir);
+    ASSERT_TRUE(second.has_value());
+    EXPECT_EQ(entries(), 2u);
+  }
+  EXPECT_EQ(entries(), 1u);
+  ASSERT_TRUE(first->write_state(written()).has_value());
+  ASSERT_TRUE(first->commit().has_value());
+  EXPECT_TRUE(open_snapshot(x_dir).has_value());
 }
 
 TEST_F(SnapshotDirTest, what_is_no_snapshot_is_refused_by_name) {

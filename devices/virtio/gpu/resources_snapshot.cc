@@ -34,6 +34,7 @@ void save_bytes(const SharedBuffer& buffer, StateWriter& to) {
   uint64_t at = 0;
   while (const auto run = next_run(buffer, at)) {
     for (at = run->begin; at < run->end;) {
+      if (to.too_long()) return;  // there may be gigabytes
       const std::span<const uint8_t> rest{buffer.data() + at, run->end - at};
       uint64_t bytes = 0;
       while (bytes < std::min<uint64_t>(rest.size(), kRunMax)) {
