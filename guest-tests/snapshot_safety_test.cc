@@ -240,5 +240,26 @@ TEST_F(Unfinished, a_snapshot_that_gets_no_name_leaves_the_vm_running_or_paused_
   ASSERT_NO_FATAL_FAILURE(end_well("log"));
 }
 
+TEST_F(Snapshot, what_the_control_api_has_set_comes_back) {
+  write_config("", 1, true);
+  const std::string api = "curl -sf --max-time 20 --unix-socket " + path("lethe/vm/api.sock");
+  ASSERT_NO_FATAL_FAILURE(start({"run", path("vm.toml"), "--set", "memory.auto=true"}, "log"));
+  ASSERT_NO_FATAL_FAILURE(wait_for_rounds("log", 10));
+  const std::string set = " -X PUT -d '{\"auto\": false, \"balloon_target\": 4194304}'";
+  ASSERT_EQ(std::system((api + set + " http://vm/memory >" + path("out")).c_str()), 0);
+  const std::string limit = " -X PATCH -d '{\"iops_max\": 1234567}'";
+  ASSERT_EQ(std::system((api + limit + " http://vm/disks/0 >" + path("out")).c_str()), 0);
+  ASSERT_NO_FATAL_FAILURE(save("s", "--stop"));
+  EXPECT_EQ(wait_for_end(), 6);
+  ASSERT_NO_FATAL_FAILURE(restore("s", "again"));
+  ASSERT_NO_FATAL_FAILURE(wait_for_rounds("again", 1));
+  ASSERT_EQ(std::system((api + " http://vm/memory >" + path("out")).c_str()), 0);
+  EXPECT_THAT(read("out"), HasSubstr("\"auto\":false"));
+  EXPECT_THAT(read("out"), HasSubstr("\"balloon_target\":4194304"));
+  ASSERT_EQ(std::system((api + " http://vm/disks >" + path("out")).c_str()), 0);
+  EXPECT_THAT(read("out"), HasSubstr("\"iops_max\":1234567"));
+  ASSERT_NO_FATAL_FAILURE(end_well("again"));
+}
+
 }  // namespace
 }  // namespace lethe::snapshots

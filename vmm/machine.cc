@@ -107,7 +107,7 @@ Result<> Machine::build(ByteSink& console, Snapshot* from) {
   LETHE_TRY_ASSIGN(x_net_host, NetHost::create(x_config, x_loop));
   LETHE_TRY_ASSIGN(x_cpuid, supported_cpuid(*x_kvm));
   if (from != nullptr) {
-    from->machine().begin_section("machine", 1);
+    from->machine().begin_section("machine", kMachineStateVersion);
     LETHE_TRY_ASSIGN(auto saved, restore_cpuid(from->machine()));
     LETHE_TRY(check_cpu_features(saved, x_cpuid));
     x_cpuid = std::move(saved);

@@ -44,6 +44,9 @@ class VirtioPciTransport;
 class VsockDevice;
 class VsockSocket;
 
+// Of what Machine::save() writes.
+inline constexpr uint32_t kMachineStateVersion = 2;
+
 // How a machine's run came to its end.
 enum class Ending : uint8_t {
   kPoweredOff,

@@ -9,6 +9,7 @@
 #include "vmm/kvm/vcpu_snapshot.h"
 #include "vmm/machine.h"
 #include "vmm/machine_legacy.h"
+#include "vmm/machine_memory.h"
 #include "vmm/memory_return.h"
 #include "vmm/snapshot/memory_loader.h"
 
@@ -58,13 +59,15 @@ void Machine::thaw() {
 
 Result<> Machine::save(StateWriter& to) {
   LETHE_ASSERT(x_frozen);
-  to.begin_section("machine", 1);
+  to.begin_section("machine", kMachineStateVersion);
   save_cpuid(x_cpuid, to);
   for (const auto& vcpu : x_vcpus) LETHE_TRY(save_vcpu(*x_kvm, vcpu->fd(), vcpu->index(), to));
   LETHE_TRY_ASSIGN(const uint64_t clock, x_vm->clock_ns());
   to.number(clock);
   x_ioapic->save(to);
   x_legacy->save(to);
+  // With the balloon's target: whoever has set it goes on doing so, and nobody else begins to.
+  to.boolean(x_policy && x_policy->policy().automatic());
   x_pci->save(to);
   to.end_section();
   return {};
@@ -78,6 +81,10 @@ Result<> Machine::restore_state(StateReader& from) {
   LETHE_TRY(x_vm->set_clock_ns(clock));
   x_ioapic->restore(from);
   x_legacy->restore(from);
+  const bool automatic = from.boolean();
+  if (automatic && !x_policy) from.fail("there is no balloon to govern");
+  // Before the balloon is restored: it ends what was asked for before.
+  if (x_policy && from.ok()) x_policy->policy().set_automatic(automatic);
   LETHE_TRY(x_pci->restore(from));
   from.end_section();  // machine
   return from.check();
