@@ -61,6 +61,9 @@ int Userfault::watch_nothing(uint8_t* at, uint64_t size) const {
 void Userfault::unwatch(uint8_t* at, uint64_t size) const {
   uffdio_range range{.start = address(at), .len = size};
   (void)x_ops->control(fd(), UFFDIO_UNREGISTER, &range);
+  // It wakes who waits before it is done, and since faults take the lock of their mapping only
+  // (Linux 6.7) one can begin to wait in between: nobody would ever wake that.
+  wake(at, size);
 }
 
 void Userfault::wake(uint8_t* at, uint64_t size) const {
