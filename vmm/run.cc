@@ -178,7 +178,8 @@ class Session final : private RunControl {
 
  private:
   Result<> serve_api(const RunDir& run_dir, UniqueFd& api) {
-    if (!api.valid()) {
+    const bool first = !api.valid();
+    if (first) {
       LETHE_TRY_ASSIGN(api, listen_unix(run_dir.path() + "/" + kApiSocketName));
     }
     RunControl& control = *this;
@@ -191,6 +192,7 @@ class Session final : private RunControl {
     LETHE_TRY(x_hub.attach(x_loop, run_dir.path() + "/" + kConsoleSocketName,
                            [this](std::string_view keys) { return type(keys); }));
     std::vector<int> taps;  // a reboot opens them again
+    if (first) run_dir.set_ready();
     for (const NetConfig& net : x_config.nets)
       if (net.tap_fd) taps.push_back(static_cast<int>(*net.tap_fd));
     return x_start.send(run_dir.path() + "/" + kMessagesName, taps);

@@ -65,7 +65,8 @@ void GuestRun::interrupt() {
 
 void GuestRun::look_for_sockets() {
   const std::string& name = x_specs.screen ? x_specs.screen->vm_name : x_specs.exec->vm_name;
-  if (const auto vm = find_running_vm(name)) {
+  // Others' guests wait for this thread: it looks again instead of waiting.
+  if (const auto vm = find_running_vm(name, RunDirRoots::of_this_process(), {})) {
     const auto there = [](const std::string& path) { return ::access(path.c_str(), F_OK) == 0; };
     if (!x_screen_through && !x_screen && there(vm->path + "/" + kGuiSocketName)) start_screen();
     if (!x_exec_through && !x_exec && there(vsock_of(*vm)))

@@ -60,6 +60,7 @@ class VmCommands : public testing::Test {
     x_run_dirs.push_back(std::move(*run_dir));
   }
 
+    run_dir->set_ready();
   std::string read(const std::string& name) const {
     std::ifstream file(x_dir + "/" + name);
     return {std::istreambuf_iterator<char>(file), {}};

@@ -39,6 +39,7 @@ class ExecCommand : public testing::Test {
   void TearDown() override {
     x_vsock.reset();
     x_run_dir.reset();
+    x_run_dir->set_ready();
     std::filesystem::remove_all(x_dir);
   }
   [[nodiscard]] std::string socket() const { return x_run_dir->path() + "/" + kVsockSocketName; }
