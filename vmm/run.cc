@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/event_loop.h"
+#include "base/file_bytes.h"
 #include "base/log.h"
 #include "base/unix_socket.h"
 #include "devices/console_output.h"
@@ -351,9 +352,9 @@ void keep_console(const RunDir& run_dir, const ConsoleHub& hub) {
   const std::string text = hub.kept();
   const UniqueFd file(
       ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
-  if (!file.valid() ||
-      ::write(file.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
-    log_warn(LogModule::kConsole, "'{}' was not written: {}", path, errno_text(errno));
+  const Result<> wrote =
+      file.valid() ? write_all(file.get(), text) : Result<>(host_error("{}", errno_text(errno)));
+  if (!wrote) log_warn(LogModule::kConsole, "'{}' was not written: {}", path, wrote.error().text);
 }
 
 Result<Outcome> run_sessions(const VmConfig& config, const RunOptions& options,

@@ -14,12 +14,11 @@ namespace {
 
 constexpr std::chrono::milliseconds kLookEvery{20};
 
-// printable() cuts at 200 bytes; paths of pictures come last.
+// printable() would cut it; paths of pictures come last.
 std::string printable_line(std::string_view line) {
-  constexpr size_t kPiece = 200;
   std::string shown;
-  for (; !line.empty(); line.remove_prefix(std::min(line.size(), kPiece)))
-    shown += printable(line.substr(0, kPiece));
+  for (; !line.empty(); line.remove_prefix(std::min(line.size(), kPrintableBytesMax)))
+    shown += printable(line.substr(0, kPrintableBytesMax));
   return shown;
 }
 

@@ -5,6 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/file_bytes.h"
+#include "vmm/api/http_server.h"
 #include "vmm/config_schema.h"
 
 namespace lethe {
@@ -213,12 +215,8 @@ Result<> ReportFile::write(std::string_view text) {
   if (::fstat(x_fd.get(), &status) == 0 && S_ISREG(status.st_mode) &&
       ::ftruncate(x_fd.get(), 0) != 0)
     return host_error("'{}': {}", printable(x_path), errno_text(errno));
-  while (!text.empty()) {
-    const ssize_t wrote = ::write(x_fd.get(), text.data(), text.size());
-    if (wrote < 0 && errno == EINTR) continue;
-    if (wrote < 0) return host_error("'{}': {}", printable(x_path), errno_text(errno));
-    text.remove_prefix(static_cast<size_t>(wrote));
-  }
+  const auto wrote = write_all(x_fd.get(), text);
+  if (!wrote) return host_error("'{}': {}", printable(x_path), wrote.error().text);
   return {};
 }
 
