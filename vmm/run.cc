@@ -192,8 +192,8 @@ class Session final : private RunControl {
         }));
     LETHE_TRY(x_hub.attach(x_loop, run_dir.path() + "/" + kConsoleSocketName,
                            [this](std::string_view keys) { return type(keys); }));
-    std::vector<int> taps;  // a reboot opens them again
     if (first) run_dir.set_ready();
+    std::vector<int> taps;  // a reboot opens them again
     for (const NetConfig& net : x_config.nets)
       if (net.tap_fd) taps.push_back(static_cast<int>(*net.tap_fd));
     return x_start.send(run_dir.path() + "/" + kMessagesName, taps);
@@ -367,12 +367,12 @@ Result<Outcome> run_sessions(const VmConfig& config, const RunOptions& options,
     std::fprintf(stderr, "lethe: console of '%s': Ctrl-A h for help\n", config.name.c_str());
     LETHE_TRY_ASSIGN(raw, RawTerminal::enter(STDIN_FILENO));
   }
-  LETHE_TRY_ASSIGN(const std::unique_ptr<Gui> gui, make_gui(config, run_dir));
+  Events events;
+  LETHE_TRY_ASSIGN(const std::unique_ptr<Gui> gui, make_gui(config, run_dir, events));
   LETHE_TRY_ASSIGN(const std::unique_ptr<VsockSocket> vsock, make_vsock_socket(config, run_dir));
   UniqueFd api;  // kept over restarts: who connects meanwhile waits
   ConsoleHub hub;
   RunHistory history;
-  Events events;
   for (;;) {
     ++history.boots;
     Session session(config, options, raw.get(), mask, history, gui.get(), vsock.get(), events, hub,
