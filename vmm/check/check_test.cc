@@ -38,6 +38,17 @@ class Check : public CheckFixture {
   }
 };
 
+TEST_F(Check, json_is_all_of_standard_output) {
+  guest("good", "exit 0");
+  guest("sad", "exit 4");
+  x_options.json = true;
+  EXPECT_EQ(run(), 1);
+  EXPECT_THAT(x_out, testing::StartsWith(R"([{"name":"good","outcome":"passed",)"));
+  EXPECT_THAT(x_out, HasSubstr(R"(,{"name":"sad","outcome":"failed",)"));
+  EXPECT_THAT(x_out, testing::EndsWith("]}]\n"));
+  EXPECT_THAT(x_err, HasSubstr("1 passed, 1 failed"));
+}
+
 TEST_F(Check, guest_that_ends_as_expected_passes) {
   guest("off", "echo booted; exit 0", "must_match = ['^boot.d$']\nmust_not_match = ['BUG']");
   guest("reboot", "exit 3", "exit = \"reboot\"");

@@ -135,6 +135,36 @@ void Progress::summary(const std::vector<GuestResult>& results, double seconds) 
   std::fflush(x_out);
 }
 
+std::string results_json(const std::vector<GuestResult>& results) {
+  const auto word = [](Outcome outcome) {
+    switch (outcome) {
+      case Outcome::kPassed:
+        return "passed";
+      case Outcome::kFailed:
+        return "failed";
+      case Outcome::kSkipped:
+        return "skipped";
+      case Outcome::kInterrupted:
+        return "interrupted";
+      case Outcome::kNotRun:
+        break;
+    }
+    return "not-run";
+  };
+  const auto list = [](const std::vector<std::string>& texts) {
+    std::string text;
+    for (const std::string& each : texts) text += (text.empty() ? "" : ",") + json_quote(each);
+    return text;
+  };
+  std::string text;
+  for (const GuestResult& result : results)
+    text += fmt::format(
+        R"({}{{"name":{},"outcome":"{}","seconds":{:.3f},"reasons":[{}],"failed_attempts":[{}]}})",
+        text.empty() ? "" : ",", json_quote(printable(result.name)), word(result.outcome),
+        result.seconds, list(result.reasons), list(result.failed_attempts));
+  return "[" + text + "]\n";
+}
+
 std::string xml_escape(std::string_view text) {
   std::string escaped;
   escaped.reserve(text.size());
