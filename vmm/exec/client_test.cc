@@ -18,14 +18,6 @@ using How = ExecEnd::How;
 using std::chrono::milliseconds;
 using testing::HasSubstr;
 
-void say(const UniqueFd& fd, const std::string& bytes) {
-  for (size_t sent = 0; sent < bytes.size();) {
-    const ssize_t now = ::send(fd.get(), bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);
-    if (now <= 0) return;
-    sent += static_cast<size_t>(now);
-  }
-}
-
 std::string hear_line(const UniqueFd& fd) {
   std::string line;
   char c = 0;

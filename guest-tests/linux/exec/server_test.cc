@@ -16,6 +16,7 @@
 #include "base/test_util.h"
 #include "base/unique_fd.h"
 #include "guest-tests/linux/exec/server.h"
+#include "vmm/exec/fake_vsock.h"
 #include "vmm/exec/protocol.h"
 
 namespace lethe::exec {
@@ -56,9 +57,6 @@ class ExecServer : public testing::Test {
     if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
       fd.reset();
     return fd;
-  }
-  static void say(const UniqueFd& fd, const std::string& text) {
-    (void)!::send(fd.get(), text.data(), text.size(), MSG_NOSIGNAL);
   }
   // The first frame that comes.
   static std::optional<FrameReader::Frame> hear(const UniqueFd& fd) {
