@@ -5,11 +5,15 @@
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/ansicolor_sink.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <array>
 #include <memory>
 #include <optional>
 #include <string>
+
+#include "base/file_bytes.h"
+#include "base/mutex.h"
 
 namespace lethe {
 namespace {
@@ -41,6 +45,16 @@ spdlog::sinks::sink& sink() {
   return *sink;
 }
 
+std::atomic<size_t>& log_bytes_max() {
+  static std::atomic<size_t> bytes_max = 0;
+  return bytes_max;
+}
+
+Mutex& cut_mutex() {
+  static Mutex mutex;
+  return mutex;
+}
+
 template <size_t N>
 std::optional<size_t> index_of(const std::array<std::string_view, N>& names,
                                std::string_view name) {
@@ -61,6 +75,15 @@ void log_line(LogModule module, LogLevel level, std::string_view line) {
                                       kSpdlogLevels[static_cast<size_t>(level)],
                                       spdlog::string_view_t(line.data(), line.size())));
   sink().flush();
+  if (const size_t bytes_max = log_bytes_max().load(std::memory_order_relaxed); bytes_max > 0) {
+    // Nobody is left to be told that it failed.
+    const MutexLock lock(cut_mutex());
+    (void)cut_file(STDERR_FILENO, bytes_max);
+  }
+}
+
+void set_log_bytes_max(size_t bytes_max) {
+  log_bytes_max().store(bytes_max, std::memory_order_relaxed);
 }
 
 void vlog(LogModule module, LogLevel level, fmt::string_view format, fmt::format_args args) {
@@ -117,7 +140,7 @@ bool LogLimiter::admit(uint64_t& suppressed) {
   }
   x_burst_left.store(0, std::memory_order_relaxed);
   int64_t last_ms = x_tokens_at_ms.load(std::memory_order_relaxed);
-  if (now_ms - last_ms < 1000 ||
+  if (now_ms - last_ms < kPeriod.count() ||
       !x_tokens_at_ms.compare_exchange_strong(last_ms, now_ms, std::memory_order_relaxed)) {
     x_suppressed.fetch_add(1, std::memory_order_relaxed);
     return false;

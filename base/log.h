@@ -38,6 +38,10 @@ inline constexpr int kLogModules = 11;
 // All levels as they are now, as such a spec: "vmm=warn,memory=warn,...".
 [[nodiscard]] std::string log_levels();
 
+// Standard error is a regular file, opened to append: of more than `bytes_max` the older half goes
+// (base/file_bytes.h). 0, the default: it is not bounded. Only log lines look at its size.
+void set_log_bytes_max(size_t bytes_max);
+
 [[nodiscard]] bool log_enabled(LogModule module, LogLevel level);
 void log_line(LogModule module, LogLevel level, std::string_view line);
 void vlog(LogModule module, LogLevel level, fmt::string_view format, fmt::format_args args);
@@ -64,17 +68,18 @@ void log_error(LogModule module, fmt::format_string<Args...> format, const Args&
   log_at(module, LogLevel::kError, format, args...);
 }
 
-// Lets 10 lines through, then one a second; `suppressed()` says how many were held back since the
-// last one let through. Any thread.
+// Lets kBurst lines through, then one each kPeriod. Any thread.
 class LogLimiter {
  public:
+  static constexpr int64_t kBurst = 10;
+  static constexpr std::chrono::milliseconds kPeriod{1000};
   // True if the line may be written; then `suppressed` is how many were not.
   bool admit(uint64_t& suppressed);
 
  private:
   std::atomic<int64_t> x_tokens_at_ms{0};
   std::atomic<uint64_t> x_suppressed{0};
-  std::atomic<int64_t> x_burst_left{10};
+  std::atomic<int64_t> x_burst_left{kBurst};
 };
 
 // A warning that a guest can cause: formatted only if the limiter at this place admits it.

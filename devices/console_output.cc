@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "base/file_bytes.h"
 #include "base/log.h"
 
 namespace lethe {
@@ -32,11 +33,12 @@ bool polls_writable(int fd, int timeout_ms) {
 
 Result<std::unique_ptr<ConsoleOutput>> ConsoleOutput::create(EventLoop& loop, int fd,
                                                              const std::string& log_path,
-                                                             ConsoleLog mode) {
+                                                             ConsoleLog mode,
+                                                             size_t log_bytes_max) {
   UniqueFd log;
   if (!log_path.empty()) {
-    const int how = mode == ConsoleLog::kTruncate ? O_TRUNC : O_APPEND;
-    log.reset(::open(log_path.c_str(), O_WRONLY | O_CREAT | how | O_CLOEXEC, 0600));
+    const int how = mode == ConsoleLog::kTruncate ? O_TRUNC : 0;
+    log.reset(::open(log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | how | O_CLOEXEC, 0600));
     if (!log.valid())
       return host_error("cannot open the console log '{}': {}", log_path, errno_text(errno));
   }
@@ -59,16 +61,18 @@ Result<std::unique_ptr<ConsoleOutput>> ConsoleOutput::create(EventLoop& loop, in
       return host_error("cannot duplicate descriptor {}: {}", fd, errno_text(errno));
   }
   return std::unique_ptr<ConsoleOutput>(
-      new ConsoleOutput(loop, std::move(own), kind, std::move(log), log_path));
+      new ConsoleOutput(loop, std::move(own), kind, std::move(log), log_path, log_bytes_max));
 }
 
 ConsoleOutput::ConsoleOutput(EventLoop& loop, UniqueFd fd, Kind kind, UniqueFd log,
-                             std::string log_path)
+                             std::string log_path, size_t log_bytes_max)
     : x_loop(loop),
       x_fd(std::move(fd)),
       x_kind(kind),
       x_log(std::move(log)),
       x_log_path(std::move(log_path)),
+      x_log_bytes_max(log_bytes_max),
+      x_log_bytes(log_bytes_max),
       x_period(loop.make_timer([this] { flush_again(); })) {}
 
 void ConsoleOutput::add_room_listener(std::function<void()> listener) {
@@ -150,19 +154,22 @@ void ConsoleOutput::consumed(size_t count) {
 
 void ConsoleOutput::log(std::span<const uint8_t> bytes) {
   if (x_tap) x_tap(bytes);
-  while (x_log.valid() && !bytes.empty()) {
-    const ssize_t count = ::write(x_log.get(), bytes.data(), bytes.size());
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) {
-      log_warn(LogModule::kConsole, "console log '{}' ends here: {}", x_log_path,
-               errno_text(errno));
-      x_counters.log_dropped += bytes.size();
-      x_log.reset();
-      return;
-    }
-    x_counters.logged += static_cast<uint64_t>(count);
-    bytes = bytes.subspan(static_cast<size_t>(count));
+  if (!x_log.valid()) return;
+  Result<> wrote = write_all(x_log.get(), bytes);
+  x_log_bytes += bytes.size();
+  if (wrote && x_log_bytes > x_log_bytes_max) {
+    if (const auto left = cut_file(x_log.get(), x_log_bytes_max); left)
+      x_log_bytes = *left;
+    else
+      wrote = Unexpected(left.error());
   }
+  if (wrote) {
+    x_counters.logged += bytes.size();
+    return;
+  }
+  log_warn(LogModule::kConsole, "console log '{}' ends here: {}", x_log_path, wrote.error().text);
+  x_counters.log_dropped += bytes.size();
+  x_log.reset();
 }
 
 // Returns how many bytes the descriptor took, 0 if it would block. A descriptor that fails takes

@@ -42,15 +42,17 @@ struct ConsoleOutputCounters {  // bytes; any thread
 class ConsoleOutput : public ByteSink {
  public:
   static constexpr size_t kBufferMax = 64 * 1024;
+  static constexpr size_t kLogBytesMax = 16 << 20;
   static constexpr std::chrono::milliseconds kFlushPeriod{4};
 
   // `fd` stays the caller's; -1 discards. A terminal or pipe is opened once more where that works,
   // so that it can be written without blocking while its other holders (the user's shell) keep
   // theirs as it is. `log_path`: created, mode 0600, or treated as `mode` says; empty for no log.
-  // Fails when the log can't be opened; the error names it.
+  // Of a log with more than `log_bytes_max` the older half goes (base/file_bytes.h). Fails when the
+  // log can't be opened; the error names it.
   [[nodiscard]] static Result<std::unique_ptr<ConsoleOutput>> create(
-      EventLoop& loop, int fd, const std::string& log_path,
-      ConsoleLog mode = ConsoleLog::kTruncate);
+      EventLoop& loop, int fd, const std::string& log_path, ConsoleLog mode = ConsoleLog::kTruncate,
+      size_t log_bytes_max = kLogBytesMax);
 
   size_t write(std::span<const uint8_t> bytes) override;
   void add_room_listener(std::function<void()> listener) override;
@@ -64,7 +66,8 @@ class ConsoleOutput : public ByteSink {
 
  private:
   enum class Kind : uint8_t { kNone, kNonBlocking, kSocket, kBlocking };
-  ConsoleOutput(EventLoop& loop, UniqueFd fd, Kind kind, UniqueFd log, std::string log_path);
+  ConsoleOutput(EventLoop& loop, UniqueFd fd, Kind kind, UniqueFd log, std::string log_path,
+                size_t log_bytes_max);
 
   void flush();
   void flush_again();
@@ -79,6 +82,8 @@ class ConsoleOutput : public ByteSink {
   Kind x_kind;
   UniqueFd x_log;
   std::string x_log_path;
+  const size_t x_log_bytes_max;
+  size_t x_log_bytes;  // in the log at most: it is looked at when that is too much
   std::unique_ptr<EventLoop::Watch> x_writable;
   std::unique_ptr<EventLoop::Timer> x_period;
   std::vector<std::function<void()>> x_listeners;

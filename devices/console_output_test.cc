@@ -1,6 +1,7 @@
 #include "devices/console_output.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <pty.h>
@@ -176,6 +177,35 @@ TEST_F(ConsoleOutputTest, without_a_descriptor_only_the_log_gets_it) {
   output->run([] {});
   EXPECT_EQ(log_content(), "boot\n");
   EXPECT_EQ((*output)->counters().dropped, 0u);
+}
+
+TEST_F(ConsoleOutputTest, a_log_that_gets_too_long_keeps_its_last_lines) {
+  const auto append = [this] {
+    output.reset();
+    output = std::make_unique<OnLoop<ConsoleOutput>>([&](EventLoop& loop) {
+      return ConsoleOutput::create(loop, -1, log_path, ConsoleLog::kAppend, 4000).value();
+    });
+  };
+  append();
+  int lines = 0;
+  size_t size_max = 0;
+  const auto print = [&](int count) {
+    for (const int end = lines + count; lines < end; ++lines)
+      EXPECT_TRUE(write_all(fmt::format("line {:4}\n", lines)));
+    output->run([this] { (*output)->finish(std::chrono::seconds(10)); });
+    size_max = std::max(size_max, log_content().size());
+  };
+  for (int i = 0; i < 100; ++i) print(13);
+  EXPECT_LE(size_max, 4000u);
+  EXPECT_GT(size_max, 3500u);
+  // What an earlier boot has left counts, too.
+  for (int i = 0; i < 100; ++i) {
+    append();
+    print(13);
+  }
+  EXPECT_LE(size_max, 4000u);
+  EXPECT_TRUE(log_content().ends_with("line 2598\nline 2599\n")) << log_content();
+  EXPECT_EQ((*output)->counters().log_dropped, 0u);
 }
 
 TEST_F(ConsoleOutputTest, a_full_disk_ends_the_log_and_nothing_else) {

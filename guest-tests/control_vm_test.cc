@@ -2,6 +2,7 @@
 // what the API does to it. Each answer is checked against docs/openapi.json.
 #include <gmock/gmock.h>
 
+#include "base/unix_socket.h"
 #include "guest-tests/gui_vm.h"
 #include "vmm/api/http_client.h"
 #include "vmm/api/openapi_test_util.h"
@@ -314,6 +315,22 @@ TEST_F(ControlVm, a_screen_is_told_resized_and_photographed_also_while_the_guest
   EXPECT_EQ(curl("GET", "/gui/screens/0/screenshot").body, picture.body);
   EXPECT_EQ(curl("PUT", "/gui/screens/0", R"({"width":1024,"height":768})").status, 200);
   EXPECT_EQ(curl("GET", "/gui/screens/1/screenshot").status, 404);
+}
+
+TEST_F(ControlVm, frontends_that_come_and_go_are_events) {
+  ASSERT_NO_FATAL_FAILURE(start("demo.elf", "still=1", "", "[gui]\nenabled = true\n"));
+  ASSERT_TRUE(x_vm.says_soon("window 2 opened"));
+  Program events = listen("0");
+  ASSERT_TRUE(events.says_soon("event: started"));
+  {
+    const lethe::UniqueFd frontend(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+    ASSERT_EQ(lethe::connect_unix(frontend.get(), x_dir + "/lethe/vm/gui.sock"), 0);
+    ASSERT_TRUE(events.says_soon("\"frontends\":1}"));
+  }
+  ASSERT_TRUE(events.says_soon("\"frontends\":0}"));
+  EXPECT_EQ(curl("POST", "/kill").status, 202);
+  EXPECT_EQ(events.wait_for_end(), 0) << events.said();
+  EXPECT_EQ(names_of(events.said()), "started frontend-connected frontend-gone ended ");
 }
 
 TEST_F(ControlVm, without_a_gui_screens_are_a_conflict) {

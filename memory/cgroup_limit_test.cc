@@ -147,7 +147,8 @@ class AtTheLimit : public testing::Test {
     pipeline_->set_policy(ReturnPolicy::kPool);
   }
   void touch(size_t first, size_t count) {
-    for (size_t n = first; n < first + count; ++n) fill(host_of(*memory_, n * kChunkBytes), 1);
+    for (size_t n = first; n < first + count; ++n)
+      fill(host_at_offset(*memory_, n * kChunkBytes), 1);
   }
   void give_back(uint64_t offset, uint64_t bytes, ReturnSource source) {
     while (pipeline_->add(GuestAddr{offset}, bytes, source) == ReturnPipeline::Added::kFull)

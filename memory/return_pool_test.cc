@@ -23,7 +23,7 @@ bool words_are(const uint8_t* at, uint32_t value, uint64_t size) {
 class WatchingOps : public PoolOps {
  public:
   explicit WatchingOps(const GuestMemory& memory)
-      : x_guest(host_of(memory, 0)), x_guest_end(x_guest + memory.regions().front().size) {}
+      : x_guest(host_at_offset(memory, 0)), x_guest_end(x_guest + memory.regions().front().size) {}
   int control(int fd, unsigned long request, void* argument) override {
     constexpr unsigned long kMoveNumber = 0x05;  // UFFDIO_MOVE, Linux 6.8: dst comes first
     if (_IOC_NR(request) == kMoveNumber && _IOC_TYPE(request) == UFFDIO)
@@ -76,7 +76,7 @@ class ReturnPoolTest : public ScrubPoolTest {
     pipeline->given_back(bytes);
   }
   [[nodiscard]] uint64_t resident(uint64_t offset, uint64_t bytes) const {
-    return resident_bytes(host_of(*memory, offset), bytes);
+    return resident_bytes(host_at_offset(*memory, offset), bytes);
   }
 
   std::unique_ptr<GuestMemory> memory;
@@ -91,7 +91,7 @@ INSTANTIATE_TEST_SUITE_P(Movers, ReturnPoolTest,
 TEST_P(ReturnPoolTest, with_poison_and_no_pool_reported_memory_is_freed_and_reads_as_poison) {
   for (const auto policy : {ReturnPolicy::kPool, ReturnPolicy::kDiscard}) {
     make(128 * kMiB, 0, policy);
-    fill(host_of(*memory, 0), 0xAA, 66 * kMiB);
+    fill(host_at_offset(*memory, 0), 0xAA, 66 * kMiB);
     pipeline->set_poison(kPoison);
     // Chunks, and a part of one.
     report(0, 64 * kMiB);
@@ -100,10 +100,10 @@ TEST_P(ReturnPoolTest, with_poison_and_no_pool_reported_memory_is_freed_and_read
     EXPECT_EQ(resident(65 * kMiB, 32 * kKiB), 0U);
     EXPECT_EQ(pipeline->counters().freed, 64 * kMiB + 32 * kKiB);
     EXPECT_EQ(pipeline->counters().overwritten, 0U);
-    EXPECT_TRUE(words_are(host_of(*memory, 0), kPoison, 64 * kMiB));
-    EXPECT_TRUE(words_are(host_of(*memory, 65 * kMiB), kPoison, 32 * kKiB));
-    EXPECT_TRUE(all_are(host_of(*memory, 64 * kMiB), 0xAA, kMiB));
-    EXPECT_TRUE(all_are(host_of(*memory, 65 * kMiB + 32 * kKiB), 0xAA, kMiB - 32 * kKiB));
+    EXPECT_TRUE(words_are(host_at_offset(*memory, 0), kPoison, 64 * kMiB));
+    EXPECT_TRUE(words_are(host_at_offset(*memory, 65 * kMiB), kPoison, 32 * kKiB));
+    EXPECT_TRUE(all_are(host_at_offset(*memory, 64 * kMiB), 0xAA, kMiB));
+    EXPECT_TRUE(all_are(host_at_offset(*memory, 65 * kMiB + 32 * kKiB), 0xAA, kMiB - 32 * kKiB));
     pipeline.reset();
     pool.reset();
   }
@@ -111,13 +111,13 @@ TEST_P(ReturnPoolTest, with_poison_and_no_pool_reported_memory_is_freed_and_read
 
 TEST_P(ReturnPoolTest, with_poison_what_a_full_pool_refuses_is_freed_too) {
   make(16 * kMiB, 4 * kMiB);
-  fill(host_of(*memory, 0), 0xAA, 16 * kMiB);
+  fill(host_at_offset(*memory, 0), 0xAA, 16 * kMiB);
   pipeline->set_poison(kPoison);
   report(0, 16 * kMiB);
   EXPECT_EQ(pipeline->counters().moved, 4 * kMiB);
   EXPECT_EQ(pipeline->counters().freed, 12 * kMiB);
   EXPECT_EQ(resident(0, 16 * kMiB), 0U);
-  EXPECT_TRUE(words_are(host_of(*memory, 0), kPoison, 16 * kMiB));
+  EXPECT_TRUE(words_are(host_at_offset(*memory, 0), kPoison, 16 * kMiB));
 }
 
 TEST_P(ReturnPoolTest, with_poison_a_report_of_untouched_memory_takes_none_from_the_host) {
@@ -126,7 +126,7 @@ TEST_P(ReturnPoolTest, with_poison_a_report_of_untouched_memory_takes_none_from_
   report(0, 64 * kMiB);
   EXPECT_EQ(resident(0, 64 * kMiB), 0U);
   EXPECT_EQ(pipeline->counters().absent, 64 * kMiB);
-  EXPECT_TRUE(all_are(host_of(*memory, 0), 0, 4 * kMiB)) << "as it was";
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 0, 4 * kMiB)) << "as it was";
 }
 
 // Where nothing brings the poison value back, it is written in place.
@@ -135,21 +135,21 @@ TEST(ReturnPoison, without_a_pool_only_what_is_there_is_overwritten) {
     const auto memory = make_memory(64 * kMiB, 0, backing);
     ReturnPipeline pipeline(*memory);
     pipeline.set_poison(kPoison);
-    (void)::madvise(host_of(*memory, 0), 64 * kMiB, MADV_NOHUGEPAGE);
-    fill(host_of(*memory, 32 * kMiB), 0xAA);
-    fill(host_of(*memory, 36 * kMiB), 0xAA, 4096);
-    fill(host_of(*memory, 64 * kMiB - 4096), 0xAA, 4096);
-    const uint64_t before = resident_bytes(host_of(*memory, 0), 64 * kMiB);
+    (void)::madvise(host_at_offset(*memory, 0), 64 * kMiB, MADV_NOHUGEPAGE);
+    fill(host_at_offset(*memory, 32 * kMiB), 0xAA);
+    fill(host_at_offset(*memory, 36 * kMiB), 0xAA, 4096);
+    fill(host_at_offset(*memory, 64 * kMiB - 4096), 0xAA, 4096);
+    const uint64_t before = resident_bytes(host_at_offset(*memory, 0), 64 * kMiB);
     ASSERT_EQ(before, kChunkBytes + 2 * 4096);
     ASSERT_EQ(pipeline.add(GuestAddr{0}, 64 * kMiB, ReturnSource::kReport),
               ReturnPipeline::Added::kTaken);
     pipeline.flush_all();
-    EXPECT_EQ(resident_bytes(host_of(*memory, 0), 64 * kMiB), before);
+    EXPECT_EQ(resident_bytes(host_at_offset(*memory, 0), 64 * kMiB), before);
     EXPECT_EQ(pipeline.counters().overwritten, before);
     EXPECT_EQ(pipeline.counters().absent, 64 * kMiB - before);
-    EXPECT_TRUE(words_are(host_of(*memory, 32 * kMiB), kPoison, kChunkBytes));
-    EXPECT_TRUE(words_are(host_of(*memory, 36 * kMiB), kPoison, 4096));
-    EXPECT_TRUE(words_are(host_of(*memory, 64 * kMiB - 4096), kPoison, 4096));
+    EXPECT_TRUE(words_are(host_at_offset(*memory, 32 * kMiB), kPoison, kChunkBytes));
+    EXPECT_TRUE(words_are(host_at_offset(*memory, 36 * kMiB), kPoison, 4096));
+    EXPECT_TRUE(words_are(host_at_offset(*memory, 64 * kMiB - 4096), kPoison, 4096));
   }
 }
 
@@ -166,12 +166,12 @@ TEST_P(ReturnPoolTest, reports_of_memory_in_use_gain_nothing_beyond_ram_and_the_
     const uint64_t chunk = round * 3 % 8 * kChunkBytes;
     const uint64_t bytes = round % 5 == 4 ? kChunkBytes / 2 : kChunkBytes;
     if (round % 100 == 0) {
-      fill(host_of(*memory, 0), 0xAA, kRam);
+      fill(host_at_offset(*memory, 0), 0xAA, kRam);
       report(0, kRam);
-      fill(host_of(*memory, 0), 0xBB, kRam);
+      fill(host_at_offset(*memory, 0), 0xBB, kRam);
     }
     report(chunk, bytes);
-    host_of(*memory, chunk)[round % bytes] = 0xCC;
+    host_at_offset(*memory, chunk)[round % bytes] = 0xCC;
     highest = std::max(highest, resident(0, kRam) + ops->arena_resident());
     ASSERT_LE(highest, kRam + kPool + kSmall) << "round " << round;
   }

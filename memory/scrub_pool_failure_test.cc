@@ -116,15 +116,15 @@ TEST(ScrubPoolFailure, without_userfaultfd_nothing_is_taken_and_one_line_says_so
   options.bytes_max = 8 * kMiB;
   options.ops = &ops;
   const auto pool = ScrubPool::create(*memory, options);
-  fill(host_of(*memory, 0), 0xAA, 8 * kMiB);
+  fill(host_at_offset(*memory, 0), 0xAA, 8 * kMiB);
   testing::internal::CaptureStderr();
-  for (int i = 0; i < 3; ++i) EXPECT_FALSE(pool->take(host_of(*memory, 0)));
+  for (int i = 0; i < 3; ++i) EXPECT_FALSE(pool->take(host_at_offset(*memory, 0)));
   pool->set_poison(0x11111111);
   const std::string log = testing::internal::GetCapturedStderr();
   EXPECT_EQ(std::count(log.begin(), log.end(), '\n'), 1) << log;
   EXPECT_NE(log.find("userfaultfd is not permitted"), std::string::npos) << log;
   EXPECT_FALSE(pool->honours_poison());
-  EXPECT_TRUE(all_are(host_of(*memory, 0), 0xAA, 8 * kMiB));
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 0xAA, 8 * kMiB));
 }
 
 TEST(ScrubPoolFailure, memory_that_cannot_be_watched_is_not_taken_and_stays_whole) {
@@ -138,10 +138,10 @@ TEST(ScrubPoolFailure, memory_that_cannot_be_watched_is_not_taken_and_stays_whol
   options.ops = &ops;
   options.probe = ChunkMoverProbe{ChunkMover::kMremap, "test"};
   const auto pool = ScrubPool::create(*memory, options);
-  fill(host_of(*memory, 0), 0xAA, 8 * kMiB);
-  EXPECT_FALSE(pool->take(host_of(*memory, 0)));
-  EXPECT_FALSE(pool->take(host_of(*memory, 0)));
-  EXPECT_TRUE(all_are(host_of(*memory, 0), 0xAA, 8 * kMiB));
+  fill(host_at_offset(*memory, 0), 0xAA, 8 * kMiB);
+  EXPECT_FALSE(pool->take(host_at_offset(*memory, 0)));
+  EXPECT_FALSE(pool->take(host_at_offset(*memory, 0)));
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 0xAA, 8 * kMiB));
 }
 
 class ScrubPoolFailureTest : public ScrubPoolTest {
@@ -150,12 +150,12 @@ class ScrubPoolFailureTest : public ScrubPoolTest {
     ScrubPoolTest::SetUp();
     if (IsSkipped()) return;
     memory = make_memory(16 * kMiB);
-    fill(host_of(*memory, 0), 0xAA, 16 * kMiB);
+    fill(host_at_offset(*memory, 0), 0xAA, 16 * kMiB);
     auto with = options(16 * kMiB);
     with.ops = &ops;
     pool = ScrubPool::create(*memory, with);
   }
-  [[nodiscard]] uint8_t* chunk(size_t n) const { return host_of(*memory, n * kChunkBytes); }
+  [[nodiscard]] uint8_t* chunk(size_t n) const { return host_at_offset(*memory, n * kChunkBytes); }
   void take_and_settle(size_t n) const {
     ASSERT_TRUE(pool->take(chunk(n)));
     ASSERT_TRUE(eventually([&] { return pool->stats().clean_bytes >= kChunkBytes; }));

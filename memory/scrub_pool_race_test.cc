@@ -31,7 +31,7 @@ TEST_P(ScrubPoolRaceTest, an_allocator_racing_the_scrubber_on_every_chunk_never_
   auto with = options(kChunks * kChunkBytes);
   with.workers = 2;
   const auto pool = ScrubPool::create(*memory, with);
-  fill(host_of(*memory, 0), 0xAA, kChunks * kChunkBytes);
+  fill(host_at_offset(*memory, 0), 0xAA, kChunks * kChunkBytes);
   const auto end = steady_clock::now() + milliseconds(400);
   uint64_t taken = 0;
   uint64_t dirty = 0;
@@ -39,7 +39,7 @@ TEST_P(ScrubPoolRaceTest, an_allocator_racing_the_scrubber_on_every_chunk_never_
     // Sometimes one chunk alone, sometimes some at once; touched at once, or a little later.
     const size_t count = round % 3 == 0 ? 1 : kChunks;
     for (size_t i = 0; i < count; ++i) {
-      uint8_t* const chunk = host_of(*memory, i * kChunkBytes);
+      uint8_t* const chunk = host_at_offset(*memory, i * kChunkBytes);
       if (pool->take(chunk)) {
         ++taken;
       } else {
@@ -48,7 +48,7 @@ TEST_P(ScrubPoolRaceTest, an_allocator_racing_the_scrubber_on_every_chunk_never_
     }
     if (round % 2 == 0) std::this_thread::sleep_for(std::chrono::microseconds(50 * (round % 20)));
     for (size_t i = 0; i < count; ++i) {
-      uint8_t* const chunk = host_of(*memory, (count - 1 - i) * kChunkBytes);
+      uint8_t* const chunk = host_at_offset(*memory, (count - 1 - i) * kChunkBytes);
       for (uint64_t page = 0; page < kChunkBytes / kPage; ++page) {
         for (const uint64_t index : {uint64_t{0}, kWordsPerPage / 2, kWordsPerPage - 1}) {
           if (word(chunk, page, index).load(std::memory_order_relaxed) != 0) ++dirty;
@@ -145,7 +145,7 @@ TEST_P(ScrubPoolRaceTest, memory_touched_by_many_threads_at_once_shows_nothing_o
   constexpr size_t kChunks = 12;
   const auto memory = make_memory(kChunks * kChunkBytes);
   const auto pool = ScrubPool::create(*memory, options(8 * kChunkBytes));  // some are discarded
-  uint8_t* const base = host_of(*memory, 0);
+  uint8_t* const base = host_at_offset(*memory, 0);
   std::vector<Toucher> touchers;
   for (uint64_t id = 0; id < 4; ++id) touchers.emplace_back(base, kChunks, id);
   on_threads(touchers, [](Toucher& toucher) { toucher.walk(1); });
@@ -174,7 +174,7 @@ TEST_P(ScrubPoolRaceTest, changing_the_limit_while_memory_is_taken_and_touched_l
   constexpr size_t kChunks = 8;
   const auto memory = make_memory(kChunks * kChunkBytes);
   const auto pool = ScrubPool::create(*memory, options(kChunks * kChunkBytes));
-  uint8_t* const base = host_of(*memory, 0);
+  uint8_t* const base = host_at_offset(*memory, 0);
   std::vector<Toucher> touchers;
   for (uint64_t id = 0; id < 2; ++id) touchers.emplace_back(base, kChunks, id);
   std::atomic<bool> stop{false};

@@ -13,7 +13,7 @@ INSTANTIATE_TEST_SUITE_P(Movers, ScrubPoolTest,
 TEST_P(ScrubPoolTest, taken_chunk_is_scrubbed_and_given_back_as_zeros) {
   const auto memory = make_memory(16 * kMiB);
   const auto pool = ScrubPool::create(*memory, options(8 * kMiB));
-  uint8_t* const chunk = host_of(*memory, 4 * kMiB);
+  uint8_t* const chunk = host_at_offset(*memory, 4 * kMiB);
   fill(chunk, 0xAA);
   ASSERT_TRUE(pool->take(chunk));
   EXPECT_TRUE(eventually([&] { return pool->stats().clean_bytes == kChunkBytes; }));
@@ -33,10 +33,10 @@ TEST_P(ScrubPoolTest, taken_chunk_is_scrubbed_and_given_back_as_zeros) {
 TEST_P(ScrubPoolTest, missing_memory_that_was_never_touched_reads_as_zeros) {
   const auto memory = make_memory(16 * kMiB);
   const auto pool = ScrubPool::create(*memory, options(8 * kMiB));
-  fill(host_of(*memory, 0), 0xAA);
-  ASSERT_TRUE(pool->take(host_of(*memory, 0)));
+  fill(host_at_offset(*memory, 0), 0xAA);
+  ASSERT_TRUE(pool->take(host_at_offset(*memory, 0)));
   ASSERT_TRUE(eventually([&] { return pool->stats().clean_bytes == kChunkBytes; }));
-  EXPECT_TRUE(all_are(host_of(*memory, 0), 0, 16 * kMiB));
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 0, 16 * kMiB));
   EXPECT_TRUE(eventually([&] { return pool->stats().fresh_bytes == 14 * kMiB; }));
   EXPECT_EQ(pool->stats().refaulted_bytes, kChunkBytes);
 }
@@ -45,25 +45,26 @@ TEST_P(ScrubPoolTest, holds_no_more_than_its_limit) {
   const auto memory = make_memory(16 * kMiB);
   const auto pool = ScrubPool::create(*memory, options(2 * kChunkBytes));
   int taken = 0;
-  fill(host_of(*memory, 0), 1, 16 * kMiB);
+  fill(host_at_offset(*memory, 0), 1, 16 * kMiB);
   for (uint64_t at = 0; at < 16 * kMiB; at += kChunkBytes)
-    taken += pool->take(host_of(*memory, at)) ? 1 : 0;
+    taken += pool->take(host_at_offset(*memory, at)) ? 1 : 0;
   EXPECT_EQ(taken, 2);
-  EXPECT_TRUE(all_are(host_of(*memory, 4 * kMiB), 1, 12 * kMiB)) << "a refused chunk was touched";
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 4 * kMiB), 1, 12 * kMiB))
+      << "a refused chunk was touched";
 }
 
 TEST_P(ScrubPoolTest, a_pool_of_no_bytes_takes_nothing) {
   const auto memory = make_memory(4 * kMiB);
   const auto pool = ScrubPool::create(*memory, options(0));
-  fill(host_of(*memory, 0), 1);
-  EXPECT_FALSE(pool->take(host_of(*memory, 0)));
-  EXPECT_TRUE(all_are(host_of(*memory, 0), 1));
+  fill(host_at_offset(*memory, 0), 1);
+  EXPECT_FALSE(pool->take(host_at_offset(*memory, 0)));
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 1));
 }
 
 TEST_P(ScrubPoolTest, memory_never_touched_is_refused_and_starts_nothing) {
   const auto memory = make_memory(4 * kMiB);
   const auto pool = ScrubPool::create(*memory, options(4 * kMiB));
-  EXPECT_FALSE(pool->take(host_of(*memory, 0)));
+  EXPECT_FALSE(pool->take(host_at_offset(*memory, 0)));
   EXPECT_EQ(pool->stats().moved_bytes, 0U);
   EXPECT_EQ(pool->stats().refused, 1U);
 }
@@ -71,9 +72,9 @@ TEST_P(ScrubPoolTest, memory_never_touched_is_refused_and_starts_nothing) {
 TEST_P(ScrubPoolTest, small_holes_are_filled_page_by_page) {
   const auto memory = make_memory(16 * kMiB);
   const auto pool = ScrubPool::create(*memory, options(8 * kMiB));
-  fill(host_of(*memory, 0), 0xAA, 4 * kMiB);
-  ASSERT_TRUE(pool->take(host_of(*memory, 0)));
-  uint8_t* const hole = host_of(*memory, kChunkBytes + 64 * kKiB);
+  fill(host_at_offset(*memory, 0), 0xAA, 4 * kMiB);
+  ASSERT_TRUE(pool->take(host_at_offset(*memory, 0)));
+  uint8_t* const hole = host_at_offset(*memory, kChunkBytes + 64 * kKiB);
   ASSERT_EQ(::madvise(hole, 32 * kKiB, MADV_DONTNEED), 0);
   EXPECT_TRUE(all_are(hole, 0, 32 * kKiB));
   fill(hole, 0xBB, 32 * kKiB);
@@ -88,14 +89,14 @@ TEST_P(ScrubPoolTest, a_walk_through_returned_memory_gets_neighbours_and_huge_pa
   constexpr uint64_t kRounds = 3;
   const auto memory = make_memory(kSize);
   const auto pool = ScrubPool::create(*memory, options(kSize));
-  fill(host_of(*memory, 0), 0xAA, kSize);
+  fill(host_at_offset(*memory, 0), 0xAA, kSize);
   for (uint64_t round = 1; round <= kRounds; ++round) {
     // Refused if it came back in pieces.
     for (uint64_t at = 0; at < kSize; at += kChunkBytes)
-      ASSERT_TRUE(pool->take(host_of(*memory, at))) << "round " << round << ", at " << at;
+      ASSERT_TRUE(pool->take(host_at_offset(*memory, at))) << "round " << round << ", at " << at;
     ASSERT_TRUE(eventually([&] { return pool->stats().clean_bytes == kSize; }));
-    EXPECT_TRUE(all_are(host_of(*memory, 0), 0, kSize));
-    fill(host_of(*memory, 0), 0xAA, kSize);
+    EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 0, kSize));
+    fill(host_at_offset(*memory, 0), 0xAA, kSize);
     EXPECT_TRUE(eventually([&] {
       return pool->stats().refaulted_bytes + pool->stats().neighbour_bytes == round * kSize;
     }));
@@ -108,22 +109,22 @@ TEST_P(ScrubPoolTest, a_walk_through_returned_memory_gets_neighbours_and_huge_pa
 TEST_P(ScrubPoolTest, switched_off_it_is_empty_and_faults_go_to_the_kernel) {
   const auto memory = make_memory(16 * kMiB);
   const auto pool = ScrubPool::create(*memory, options(16 * kMiB));
-  fill(host_of(*memory, 0), 0xAA, 16 * kMiB);
+  fill(host_at_offset(*memory, 0), 0xAA, 16 * kMiB);
   for (uint64_t at = 0; at < 16 * kMiB; at += kChunkBytes)
-    ASSERT_TRUE(pool->take(host_of(*memory, at)));
+    ASSERT_TRUE(pool->take(host_at_offset(*memory, at)));
   pool->set_bytes_max(0);
   EXPECT_TRUE(eventually([&] {
     const auto now = pool->stats();
     return now.clean_bytes + now.dirty_bytes + now.scrubbing_bytes == 0;
   }));
-  EXPECT_TRUE(all_are(host_of(*memory, 0), 0, 16 * kMiB));
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 0, 16 * kMiB));
   EXPECT_EQ(pool->stats().refault.count, 0U);
-  EXPECT_FALSE(pool->take(host_of(*memory, 0)));
+  EXPECT_FALSE(pool->take(host_at_offset(*memory, 0)));
 
   pool->set_bytes_max(16 * kMiB);
-  fill(host_of(*memory, 0), 0xAA);
-  EXPECT_TRUE(pool->take(host_of(*memory, 0)));
-  EXPECT_TRUE(all_are(host_of(*memory, 0), 0));
+  fill(host_at_offset(*memory, 0), 0xAA);
+  EXPECT_TRUE(pool->take(host_at_offset(*memory, 0)));
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 0));
   // The woken thread may be ahead of the thread that woke it.
   EXPECT_TRUE(eventually([&] { return pool->stats().refault.count == 1; }));
 }
@@ -133,12 +134,12 @@ TEST_P(ScrubPoolTest, a_chunk_scrubbed_when_mapped_waits_dirty_until_then) {
   auto with = options(8 * kMiB);
   with.scrub_at_map = true;
   const auto pool = ScrubPool::create(*memory, with);
-  fill(host_of(*memory, 0), 0xAA);
-  ASSERT_TRUE(pool->take(host_of(*memory, 0)));
+  fill(host_at_offset(*memory, 0), 0xAA);
+  ASSERT_TRUE(pool->take(host_at_offset(*memory, 0)));
   // Time for a worker that should not be there: nothing happens that could be waited for.
   std::this_thread::sleep_for(milliseconds(50));
   EXPECT_EQ(pool->stats().dirty_bytes, kChunkBytes);
-  EXPECT_TRUE(all_are(host_of(*memory, 0), 0));
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 0));
   EXPECT_TRUE(eventually([&] { return pool->stats().refaulted_bytes == kChunkBytes; }));
   EXPECT_EQ(pool->stats().scrubbed_bytes, kChunkBytes);
   EXPECT_EQ(pool->stats().forget.count, 1U);
@@ -150,10 +151,10 @@ TEST_P(ScrubPoolTest, what_nobody_scrubs_is_discarded_within_the_promised_time) 
   with.scrub_at_map = true;  // as if the workers got no processor time at all
   with.forget_max = milliseconds(2000);
   const auto pool = ScrubPool::create(*memory, with);
-  fill(host_of(*memory, 0), 0xAA, 16 * kMiB);
+  fill(host_at_offset(*memory, 0), 0xAA, 16 * kMiB);
   const auto begin = steady_clock::now();
   for (uint64_t at = 0; at < 16 * kMiB; at += kChunkBytes)
-    ASSERT_TRUE(pool->take(host_of(*memory, at)));
+    ASSERT_TRUE(pool->take(host_at_offset(*memory, at)));
   EXPECT_TRUE(eventually([&] { return pool->stats().expired_bytes == 16 * kMiB; }));
   EXPECT_LT(steady_clock::now() - begin, milliseconds(2000));
   const auto stats = pool->stats();
@@ -161,7 +162,7 @@ TEST_P(ScrubPoolTest, what_nobody_scrubs_is_discarded_within_the_promised_time) 
   EXPECT_EQ(stats.scrubbed_bytes, 0U);
   EXPECT_EQ(stats.forget.count, 8U);
   EXPECT_LT(stats.forget.max_ns, 2'000'000'000U);
-  EXPECT_TRUE(pool->take(host_of(*memory, 0)) || all_are(host_of(*memory, 0), 0));
+  EXPECT_TRUE(pool->take(host_at_offset(*memory, 0)) || all_are(host_at_offset(*memory, 0), 0));
 }
 
 TEST_P(ScrubPoolTest, clean_chunks_are_kept_however_old) {
@@ -171,8 +172,8 @@ TEST_P(ScrubPoolTest, clean_chunks_are_kept_however_old) {
   for (int i = 0; i < 8 && clean == 0; ++i) {  // on a busy host the worker may be too late
     with.forget_max = milliseconds(20) * (1 << i);
     const auto pool = ScrubPool::create(*memory, with);
-    fill(host_of(*memory, 0), 0xAA);
-    ASSERT_TRUE(pool->take(host_of(*memory, 0)));
+    fill(host_at_offset(*memory, 0), 0xAA);
+    ASSERT_TRUE(pool->take(host_at_offset(*memory, 0)));
     EXPECT_TRUE(eventually([&] { return pool->stats().dirty_bytes == 0; }));
     // That time passes is what is tested: three times the promise.
     std::this_thread::sleep_for(3 * with.forget_max);
@@ -187,34 +188,34 @@ TEST_P(ScrubPoolTest, regions_off_the_chunks_grid_are_watched_whole_and_taken_in
   constexpr uint64_t kSize = 7 * kMiB;
   const auto memory = make_memory(kSize, kStart);
   const auto pool = ScrubPool::create(*memory, options(8 * kMiB));
-  fill(host_of(*memory, 0), 0xAA, kSize);
-  uint8_t* const first = host_of(*memory, 2 * kMiB - kStart);
-  EXPECT_FALSE(pool->take(host_of(*memory, 0)));
+  fill(host_at_offset(*memory, 0), 0xAA, kSize);
+  uint8_t* const first = host_at_offset(*memory, 2 * kMiB - kStart);
+  EXPECT_FALSE(pool->take(host_at_offset(*memory, 0)));
   EXPECT_FALSE(pool->take(first - kChunkBytes));
   EXPECT_FALSE(pool->take(first + 3 * kChunkBytes));
   EXPECT_FALSE(pool->take(first + 4 * kKiB));
   ASSERT_TRUE(pool->take(first));
   ASSERT_TRUE(pool->take(first + kChunkBytes));
-  ASSERT_EQ(::madvise(host_of(*memory, 0), kSize, MADV_DONTNEED), 0);
-  EXPECT_TRUE(all_are(host_of(*memory, 0), 0, kSize));
-  fill(host_of(*memory, 0), 0xBB, kSize);
-  EXPECT_TRUE(all_are(host_of(*memory, 0), 0xBB, kSize));
+  ASSERT_EQ(::madvise(host_at_offset(*memory, 0), kSize, MADV_DONTNEED), 0);
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 0, kSize));
+  fill(host_at_offset(*memory, 0), 0xBB, kSize);
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 0xBB, kSize));
 }
 
 TEST_P(ScrubPoolTest, memory_smaller_than_a_chunk_has_none_to_take) {
   const auto memory = make_memory(64 * kKiB);
   const auto pool = ScrubPool::create(*memory, options(8 * kMiB));
-  fill(host_of(*memory, 0), 0xAA, 64 * kKiB);
-  EXPECT_FALSE(pool->take(host_of(*memory, 0)));
-  EXPECT_TRUE(all_are(host_of(*memory, 0), 0xAA, 64 * kKiB));
+  fill(host_at_offset(*memory, 0), 0xAA, 64 * kKiB);
+  EXPECT_FALSE(pool->take(host_at_offset(*memory, 0)));
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 0xAA, 64 * kKiB));
 }
 
 TEST_P(ScrubPoolTest, shared_memory_is_refused) {
   const auto memory = make_memory(8 * kMiB, 0, MemoryBacking::kShared);
   const auto pool = ScrubPool::create(*memory, options(8 * kMiB));
-  fill(host_of(*memory, 0), 0xAA, 8 * kMiB);
-  EXPECT_FALSE(pool->take(host_of(*memory, 0)));
-  EXPECT_TRUE(all_are(host_of(*memory, 0), 0xAA, 8 * kMiB));
+  fill(host_at_offset(*memory, 0), 0xAA, 8 * kMiB);
+  EXPECT_FALSE(pool->take(host_at_offset(*memory, 0)));
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 0xAA, 8 * kMiB));
   pool->set_poison(0x11111111);
   EXPECT_FALSE(pool->honours_poison());
 }
@@ -222,7 +223,7 @@ TEST_P(ScrubPoolTest, shared_memory_is_refused) {
 TEST_P(ScrubPoolTest, a_chunk_in_pieces_is_refused_and_keeps_its_content) {
   const auto memory = make_memory(8 * kMiB);
   const auto pool = ScrubPool::create(*memory, options(8 * kMiB));
-  uint8_t* const chunk = host_of(*memory, 0);
+  uint8_t* const chunk = host_at_offset(*memory, 0);
   fill(chunk, 0xAA);
   ASSERT_EQ(::madvise(chunk, 4 * kKiB, MADV_DONTNEED), 0);
   EXPECT_FALSE(pool->take(chunk));
@@ -236,22 +237,22 @@ TEST_P(ScrubPoolTest, guest_memory_of_small_pages_is_moved_too) {
   auto with = options(8 * kMiB);
   with.huge_pages = false;
   const auto pool = ScrubPool::create(*memory, with);
-  fill(host_of(*memory, 0), 0xAA, 8 * kMiB);
+  fill(host_at_offset(*memory, 0), 0xAA, 8 * kMiB);
   for (int round = 0; round < 3; ++round) {
-    ASSERT_TRUE(pool->take(host_of(*memory, 0)));
-    EXPECT_TRUE(all_are(host_of(*memory, 0), 0));
-    fill(host_of(*memory, 0), 0xBB);
-    EXPECT_TRUE(all_are(host_of(*memory, 0), 0xBB));
+    ASSERT_TRUE(pool->take(host_at_offset(*memory, 0)));
+    EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 0));
+    fill(host_at_offset(*memory, 0), 0xBB);
+    EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 0xBB));
   }
-  EXPECT_TRUE(all_are(host_of(*memory, kChunkBytes), 0xAA, 6 * kMiB));
+  EXPECT_TRUE(all_are(host_at_offset(*memory, kChunkBytes), 0xAA, 6 * kMiB));
 }
 
 TEST_P(ScrubPoolTest, single_pages_made_anew_take_their_room_from_the_pool) {
   const auto memory = make_memory(16 * kMiB);
   const auto pool = ScrubPool::create(*memory, options(8 * kMiB));
-  fill(host_of(*memory, 0), 0xAA, 16 * kMiB);
+  fill(host_at_offset(*memory, 0), 0xAA, 16 * kMiB);
   for (uint64_t at = 0; at < 8 * kMiB; at += kChunkBytes)
-    ASSERT_TRUE(pool->take(host_of(*memory, at)));
+    ASSERT_TRUE(pool->take(host_at_offset(*memory, at)));
   const auto held = [&] {
     const auto stats = pool->stats();
     return stats.dirty_bytes + stats.scrubbing_bytes + stats.clean_bytes;
@@ -259,26 +260,26 @@ TEST_P(ScrubPoolTest, single_pages_made_anew_take_their_room_from_the_pool) {
   ASSERT_TRUE(eventually([&] { return pool->stats().clean_bytes == 8 * kMiB; }));
   // Three chunks but for their first pages.
   for (uint64_t at = 8 * kMiB; at < 14 * kMiB; at += kChunkBytes) {
-    ASSERT_EQ(::madvise(host_of(*memory, at + 4096), kChunkBytes - 4096, MADV_DONTNEED), 0);
-    fill(host_of(*memory, at), 0xBB);
-    EXPECT_LE(held() + resident_bytes(host_of(*memory, 0), 16 * kMiB), 16 * kMiB);
+    ASSERT_EQ(::madvise(host_at_offset(*memory, at + 4096), kChunkBytes - 4096, MADV_DONTNEED), 0);
+    fill(host_at_offset(*memory, at), 0xBB);
+    EXPECT_LE(held() + resident_bytes(host_at_offset(*memory, 0), 16 * kMiB), 16 * kMiB);
   }
   // Counted once the guest has its page, and goes on.
   EXPECT_TRUE(eventually([&] { return pool->stats().small_bytes == 3 * (kChunkBytes - 4096); }));
   EXPECT_EQ(pool->stats().trimmed_bytes, 3 * kChunkBytes);
-  EXPECT_TRUE(all_are(host_of(*memory, 8 * kMiB), 0xBB, 6 * kMiB));
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 8 * kMiB), 0xBB, 6 * kMiB));
 }
 
 TEST_P(ScrubPoolTest, a_pool_destroyed_full_of_chunks_leaves_guest_memory_usable) {
   const auto memory = make_memory(16 * kMiB);
-  fill(host_of(*memory, 0), 0xAA, 16 * kMiB);
+  fill(host_at_offset(*memory, 0), 0xAA, 16 * kMiB);
   {
     const auto pool = ScrubPool::create(*memory, options(16 * kMiB));
     for (uint64_t at = 0; at < 8 * kMiB; at += kChunkBytes)
-      ASSERT_TRUE(pool->take(host_of(*memory, at)));
+      ASSERT_TRUE(pool->take(host_at_offset(*memory, at)));
   }
-  EXPECT_TRUE(all_are(host_of(*memory, 0), 0, 8 * kMiB));
-  EXPECT_TRUE(all_are(host_of(*memory, 8 * kMiB), 0xAA, 8 * kMiB));
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 0, 8 * kMiB));
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 8 * kMiB), 0xAA, 8 * kMiB));
 }
 
 // Every word of the range reads as the value.
@@ -292,51 +293,52 @@ TEST_P(ScrubPoolTest, returned_memory_reads_as_the_poison_value_and_untouched_me
   constexpr uint32_t kPoison = 0xDEADBEEF;
   const auto memory = make_memory(16 * kMiB);
   const auto pool = ScrubPool::create(*memory, options(8 * kMiB));
-  fill(host_of(*memory, 0), 0xAA, 6 * kMiB);
-  fill(host_of(*memory, 8 * kMiB), 0xAA, 64 * kKiB);
+  fill(host_at_offset(*memory, 0), 0xAA, 6 * kMiB);
+  fill(host_at_offset(*memory, 8 * kMiB), 0xAA, 64 * kKiB);
   EXPECT_FALSE(pool->honours_poison());
   pool->set_poison(kPoison);
   EXPECT_TRUE(pool->honours_poison());
   // By the pool, by a discard of a whole chunk, of some pages; and pages that come to be later.
-  ASSERT_TRUE(pool->take(host_of(*memory, 0)));
-  ASSERT_EQ(::madvise(host_of(*memory, kChunkBytes), kChunkBytes, MADV_DONTNEED), 0);
-  ASSERT_EQ(::madvise(host_of(*memory, 4 * kMiB), 32 * kKiB, MADV_DONTNEED), 0);
-  EXPECT_TRUE(words_are(host_of(*memory, 0), kPoison));
-  EXPECT_TRUE(words_are(host_of(*memory, kChunkBytes), kPoison));
-  EXPECT_TRUE(words_are(host_of(*memory, 4 * kMiB), kPoison, 32 * kKiB));
-  EXPECT_TRUE(all_are(host_of(*memory, 4 * kMiB + 32 * kKiB), 0xAA, kChunkBytes - 32 * kKiB));
-  EXPECT_TRUE(all_are(host_of(*memory, 14 * kMiB), 0));
-  ASSERT_EQ(::madvise(host_of(*memory, 14 * kMiB), kChunkBytes, MADV_DONTNEED), 0);
-  EXPECT_TRUE(words_are(host_of(*memory, 14 * kMiB), kPoison));
+  ASSERT_TRUE(pool->take(host_at_offset(*memory, 0)));
+  ASSERT_EQ(::madvise(host_at_offset(*memory, kChunkBytes), kChunkBytes, MADV_DONTNEED), 0);
+  ASSERT_EQ(::madvise(host_at_offset(*memory, 4 * kMiB), 32 * kKiB, MADV_DONTNEED), 0);
+  EXPECT_TRUE(words_are(host_at_offset(*memory, 0), kPoison));
+  EXPECT_TRUE(words_are(host_at_offset(*memory, kChunkBytes), kPoison));
+  EXPECT_TRUE(words_are(host_at_offset(*memory, 4 * kMiB), kPoison, 32 * kKiB));
+  EXPECT_TRUE(
+      all_are(host_at_offset(*memory, 4 * kMiB + 32 * kKiB), 0xAA, kChunkBytes - 32 * kKiB));
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 14 * kMiB), 0));
+  ASSERT_EQ(::madvise(host_at_offset(*memory, 14 * kMiB), kChunkBytes, MADV_DONTNEED), 0);
+  EXPECT_TRUE(words_are(host_at_offset(*memory, 14 * kMiB), kPoison));
 }
 
 TEST_P(ScrubPoolTest, another_poison_value_holds_for_clean_chunks_too) {
   const auto memory = make_memory(16 * kMiB);
   const auto pool = ScrubPool::create(*memory, options(16 * kMiB));
-  fill(host_of(*memory, 0), 0xAA, 16 * kMiB);
+  fill(host_at_offset(*memory, 0), 0xAA, 16 * kMiB);
   for (uint64_t at = 0; at < 8 * kMiB; at += kChunkBytes)
-    ASSERT_TRUE(pool->take(host_of(*memory, at)));
+    ASSERT_TRUE(pool->take(host_at_offset(*memory, at)));
   ASSERT_TRUE(eventually([&] { return pool->stats().clean_bytes == 8 * kMiB; }));
   pool->set_poison(0x22222222);
   for (uint64_t at = 8 * kMiB; at < 16 * kMiB; at += kChunkBytes)
-    ASSERT_TRUE(pool->take(host_of(*memory, at)));
+    ASSERT_TRUE(pool->take(host_at_offset(*memory, at)));
   ASSERT_TRUE(
       eventually([&] { return pool->stats().dirty_bytes + pool->stats().scrubbing_bytes == 0; }));
   pool->set_poison(0x33333333);
-  EXPECT_TRUE(words_are(host_of(*memory, 8 * kMiB), 0x33333333, 8 * kMiB));
+  EXPECT_TRUE(words_are(host_at_offset(*memory, 8 * kMiB), 0x33333333, 8 * kMiB));
   // Missing since before a value was set: never there, as far as anyone can tell.
-  EXPECT_TRUE(all_are(host_of(*memory, 0), 0, 8 * kMiB));
+  EXPECT_TRUE(all_are(host_at_offset(*memory, 0), 0, 8 * kMiB));
 }
 
 TEST_P(ScrubPoolTest, a_poison_value_outlives_the_pools_being_switched_off) {
   const auto memory = make_memory(8 * kMiB);
   const auto pool = ScrubPool::create(*memory, options(8 * kMiB));
-  fill(host_of(*memory, 0), 0xAA, 8 * kMiB);
+  fill(host_at_offset(*memory, 0), 0xAA, 8 * kMiB);
   pool->set_poison(0x44444444);
-  ASSERT_TRUE(pool->take(host_of(*memory, 0)));
+  ASSERT_TRUE(pool->take(host_at_offset(*memory, 0)));
   pool->set_bytes_max(0);
   EXPECT_TRUE(pool->honours_poison());
-  EXPECT_TRUE(words_are(host_of(*memory, 0), 0x44444444));
+  EXPECT_TRUE(words_are(host_at_offset(*memory, 0), 0x44444444));
 }
 
 }  // namespace

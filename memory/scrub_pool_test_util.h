@@ -24,7 +24,7 @@ inline std::unique_ptr<GuestMemory> make_memory(uint64_t size, uint64_t start = 
   return GuestMemory::create({&range, 1}, {.backing = backing}).value();
 }
 
-inline uint8_t* host_of(const GuestMemory& memory, uint64_t offset) {
+inline uint8_t* host_at_offset(const GuestMemory& memory, uint64_t offset) {
   const MemoryRegion region = memory.regions().front();
   return region.host + offset;
 }

@@ -282,7 +282,8 @@ constexpr ConfigKey kKeys[] = {
      .type = KeyType::kPath,
      .min = 1,
      .max = kTextMax,
-     .help = "A file that gets a copy of the output. It is overwritten. Optional.",
+     .help = "A file that gets a copy of the output. It is overwritten; of more than 16 MiB, the "
+             "older half goes. Optional.",
      .store = [](VmConfig& c, size_t, Value&& v) { c.console.log = std::move(v.text); }},
     {.section = "disk",
      .name = "path",

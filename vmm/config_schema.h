@@ -100,8 +100,9 @@ struct ConfigSection {
 // The reference part of docs/config.md (Markdown).
 [[nodiscard]] std::string config_reference();
 
-// The text with control characters and broken UTF-8 shown as \xNN, cut at 200 bytes: for one-line
-// messages.
+// The text with control characters and broken UTF-8 shown as \xNN, cut at kPrintableBytesMax (of
+// the text): for one-line messages.
+inline constexpr size_t kPrintableBytesMax = 200;
 [[nodiscard]] std::string printable(std::string_view text);
 
 }  // namespace lethe

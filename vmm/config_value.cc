@@ -269,7 +269,7 @@ std::optional<uint64_t> parse_size(std::string_view text) {
 
 std::string printable(std::string_view text) {
   std::string shown;
-  for (const char c : text.substr(0, 200)) {
+  for (const char c : text.substr(0, kPrintableBytesMax)) {
     const auto byte = static_cast<unsigned char>(c);
     if (byte < 0x20 || byte >= 0x7f) {
       shown += fmt::format("\\x{:02x}", byte);
@@ -277,7 +277,7 @@ std::string printable(std::string_view text) {
       shown += c;
     }
   }
-  if (text.size() > 200) shown += "...";
+  if (text.size() > kPrintableBytesMax) shown += "...";
   return shown;
 }
 

@@ -96,6 +96,7 @@ Result<> StartSignal::send(const std::string& messages, std::span<const int> kee
   if (!log.valid()) return host_error("cannot open '{}': {}", messages, errno_text(errno));
   if (::dup2(log.get(), STDERR_FILENO) < 0)
     return host_error("cannot redirect standard error: {}", errno_text(errno));
+  set_log_bytes_max(kDetachedMessagesBytesMax);
   for (const int fd : std::exchange(x_inherited, {}))
     if (std::ranges::find(keep, fd) == keep.end()) (void)::close(fd);
   // Who waited may be gone (EPIPE): the VM runs on.

@@ -14,6 +14,9 @@
 
 namespace lethe {
 
+// Of `messages`: of more, the older half goes.
+inline constexpr size_t kDetachedMessagesBytesMax = 1 << 20;
+
 // The VM's end of the line to the command that waits for it. Invalid: nobody waits.
 class StartSignal {
  public:

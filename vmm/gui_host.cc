@@ -20,12 +20,16 @@ GuiOptions options_of(const VmConfig& config) {
 
 }  // namespace
 
-Result<std::unique_ptr<Gui>> make_gui(const VmConfig& config, const RunDir& run_dir) {
+Result<std::unique_ptr<Gui>> make_gui(const VmConfig& config, const RunDir& run_dir,
+                                      Events& events) {
   if (!config.gui.enabled) return nullptr;
   raise_descriptor_limit();
   LETHE_TRY_ASSIGN(auto socket, listen_unix(run_dir.path() + "/" + kGuiSocketName, SOCK_SEQPACKET));
   auto gui = std::make_unique<Gui>(options_of(config));
   gui->ledger().set_free_per_iteration(config.gui.free_per_iteration);
+  gui->set_frontend_listener([&events](bool came, uint64_t frontends) {
+    events.publish(came ? "frontend-connected" : "frontend-gone", {{"frontends", frontends}});
+  });
   LETHE_TRY(gui->listen(std::move(socket)));
   return gui;
 }

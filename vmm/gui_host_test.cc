@@ -35,12 +35,13 @@ class GuiHost : public testing::Test {
   }
   std::string x_dir;
   VmConfig x_config;
+  Events x_events;
   std::optional<RunDir> x_run_dir;
 };
 
 TEST_F(GuiHost, makes_nothing_for_a_vm_without_a_gui) {
   const size_t before = threads();
-  const auto gui = make_gui(x_config, *x_run_dir);
+  const auto gui = make_gui(x_config, *x_run_dir, x_events);
   ASSERT_TRUE(gui);
   EXPECT_EQ(*gui, nullptr);
   EXPECT_EQ(threads(), before);
@@ -58,7 +59,7 @@ TEST_F(GuiHost, listens_on_a_private_socket_with_the_configs_limits) {
                   .orphan_bytes_max = 4096,
                   .orphans_max = 5,
                   .orphan_ms_max = 60};
-  const auto gui = make_gui(x_config, *x_run_dir);
+  const auto gui = make_gui(x_config, *x_run_dir, x_events);
   ASSERT_TRUE(gui) << gui.error().text;
   ASSERT_NE(*gui, nullptr);
   ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &low), 0);
@@ -85,7 +86,7 @@ TEST_F(GuiHost, listens_on_a_private_socket_with_the_configs_limits) {
 
 TEST_F(GuiHost, limits_change_while_it_runs) {
   x_config.gui.enabled = true;
-  const auto gui = make_gui(x_config, *x_run_dir);
+  const auto gui = make_gui(x_config, *x_run_dir, x_events);
   ASSERT_TRUE(gui);
   (*gui)->set_limits({.orphan_bytes_max = 1, .orphans_max = 2});
   EXPECT_EQ((*gui)->limits().orphan_bytes_max, 1u);

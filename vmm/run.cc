@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/event_loop.h"
+#include "base/file_bytes.h"
 #include "base/log.h"
 #include "base/unix_socket.h"
 #include "devices/console_output.h"
@@ -178,7 +179,8 @@ class Session final : private RunControl {
 
  private:
   Result<> serve_api(const RunDir& run_dir, UniqueFd& api) {
-    if (!api.valid()) {
+    const bool first = !api.valid();
+    if (first) {
       LETHE_TRY_ASSIGN(api, listen_unix(run_dir.path() + "/" + kApiSocketName));
     }
     RunControl& control = *this;
@@ -190,6 +192,7 @@ class Session final : private RunControl {
         }));
     LETHE_TRY(x_hub.attach(x_loop, run_dir.path() + "/" + kConsoleSocketName,
                            [this](std::string_view keys) { return type(keys); }));
+    if (first) run_dir.set_ready();
     std::vector<int> taps;  // a reboot opens them again
     for (const NetConfig& net : x_config.nets)
       if (net.tap_fd) taps.push_back(static_cast<int>(*net.tap_fd));
@@ -349,9 +352,9 @@ void keep_console(const RunDir& run_dir, const ConsoleHub& hub) {
   const std::string text = hub.kept();
   const UniqueFd file(
       ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
-  if (!file.valid() ||
-      ::write(file.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
-    log_warn(LogModule::kConsole, "'{}' was not written: {}", path, errno_text(errno));
+  const Result<> wrote =
+      file.valid() ? write_all(file.get(), text) : Result<>(host_error("{}", errno_text(errno)));
+  if (!wrote) log_warn(LogModule::kConsole, "'{}' was not written: {}", path, wrote.error().text);
 }
 
 Result<Outcome> run_sessions(const VmConfig& config, const RunOptions& options,
@@ -364,12 +367,12 @@ Result<Outcome> run_sessions(const VmConfig& config, const RunOptions& options,
     std::fprintf(stderr, "lethe: console of '%s': Ctrl-A h for help\n", config.name.c_str());
     LETHE_TRY_ASSIGN(raw, RawTerminal::enter(STDIN_FILENO));
   }
-  LETHE_TRY_ASSIGN(const std::unique_ptr<Gui> gui, make_gui(config, run_dir));
+  Events events;
+  LETHE_TRY_ASSIGN(const std::unique_ptr<Gui> gui, make_gui(config, run_dir, events));
   LETHE_TRY_ASSIGN(const std::unique_ptr<VsockSocket> vsock, make_vsock_socket(config, run_dir));
   UniqueFd api;  // kept over restarts: who connects meanwhile waits
   ConsoleHub hub;
   RunHistory history;
-  Events events;
   for (;;) {
     ++history.boots;
     Session session(config, options, raw.get(), mask, history, gui.get(), vsock.get(), events, hub,

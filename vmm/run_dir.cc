@@ -26,9 +26,11 @@ namespace lethe {
 namespace {
 
 constexpr const char* kLockName = "lock";
+constexpr std::string_view kReadyLine = "ready\n";
 constexpr size_t kSocketNameMax = 16;  // "/console.sock" and what may come
 constexpr int kTriesMax = 100;         // each lost to another process's end
 constexpr std::chrono::milliseconds kLookersPatience{100};
+constexpr std::chrono::milliseconds kReadyLook{1};  // a VM is ready a few ms after its lock
 
 Unexpected refused(const std::string& path, const std::string& what) {
   return host_error("run-time directory '{}': {}", printable(path), what);
@@ -83,20 +85,28 @@ Result<UniqueFd> open_root(const RunDirRoots& roots, std::string& path) {
   return open_private(AT_FDCWD, path, path);
 }
 
-// What the lock says of who holds it: a line with the process, a line with the config.
-RunningVm read_lock(int lock) {
-  std::array<char, 16 + PATH_MAX> text{};
+// What the lock says of who holds it: a line with the process, a line with the config, and
+// kReadyLine once it has its sockets.
+struct LockText {
+  RunningVm vm;
+  bool ready = false;
+};
+LockText read_lock(int lock) {
+  std::array<char, 16 + PATH_MAX + kReadyLine.size()> text{};
   const ssize_t got = ::pread(lock, text.data(), text.size(), 0);
   const std::string_view all(text.data(), static_cast<size_t>(std::max<ssize_t>(got, 0)));
   const size_t digits = std::min(all.find_first_not_of("0123456789"), all.size());
-  RunningVm vm;
+  LockText read;
+  RunningVm& vm = read.vm;
   vm.pid = digits == 0 || digits > 10 ? "unknown" : all.substr(0, digits);
   struct stat status{};
   if (digits < all.size() && all[digits] == '\n' && ::fstat(lock, &status) == 0) {
     vm.since = status.st_mtime;
-    vm.config = all.substr(digits + 1, all.find('\n', digits + 1) - digits - 1);
+    const size_t end = all.find('\n', digits + 1);
+    vm.config = all.substr(digits + 1, end - digits - 1);
+    read.ready = end != std::string_view::npos && all.substr(end + 1) == kReadyLine;
   }
-  return vm;
+  return read;
 }
 
 // ", since 2026-11-22 12:14:45, from 'web.toml'", as far as it is known.
@@ -137,7 +147,7 @@ Result<std::optional<UniqueFd>> take_lock(int directory, const std::string& name
   if (!lock.valid()) return refused(path, "cannot open its lock: " + errno_text(errno));
   if (!lock_within(lock.get(), kLookersPatience)) {
     if (errno != EWOULDBLOCK) return refused(path, "cannot lock it: " + errno_text(errno));
-    const RunningVm holder = read_lock(lock.get());
+    const RunningVm holder = read_lock(lock.get()).vm;
     return host_error(
         "'{0}' is running already, as process {1}{2}: stop that one (lethe stop {0}), "
         "or give another --name",
@@ -147,8 +157,9 @@ Result<std::optional<UniqueFd>> take_lock(int directory, const std::string& name
   if (::fstat(lock.get(), &status) != 0) return refused(path, errno_text(errno));
   if (status.st_nlink == 0) return std::nullopt;
   const std::string text = fmt::format("{}\n{}\n", ::getpid(), config_line(config_file));
+  // write() and not pwrite(): set_ready() writes behind it.
   if (::ftruncate(lock.get(), 0) != 0 ||
-      ::pwrite(lock.get(), text.data(), text.size(), 0) != static_cast<ssize_t>(text.size()))
+      ::write(lock.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
     return refused(path, "cannot write its lock: " + errno_text(errno));
   return lock;
 }
@@ -175,12 +186,45 @@ void remove_files(int directory, bool sockets_only) {
       ::unlinkat(directory, name.c_str(), 0);
 }
 
-// Who holds the lock of a VM's directory, or no one.
-std::optional<RunningVm> lock_holder(int directory) {
-  const UniqueFd lock(::openat(directory, kLockName, O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
-  if (!lock.valid()) return std::nullopt;
-  if (::flock(lock.get(), LOCK_SH | LOCK_NB) == 0 || errno != EWOULDBLOCK) return std::nullopt;
-  return read_lock(lock.get());
+// Who holds the lock of a VM's directory, once it is ready or it is `deadline`; or no one.
+std::optional<RunningVm> lock_holder(int directory,
+                                     std::chrono::steady_clock::time_point deadline) {
+  for (;;) {
+    // Opened anew each time: a VM that ends removes it, and another one may come.
+    const UniqueFd lock(::openat(directory, kLockName, O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+    if (!lock.valid()) return std::nullopt;
+    if (::flock(lock.get(), LOCK_SH | LOCK_NB) == 0 || errno != EWOULDBLOCK) return std::nullopt;
+    const LockText read = read_lock(lock.get());
+    if (read.ready || std::chrono::steady_clock::now() >= deadline) return read.vm;
+    std::this_thread::sleep_for(kReadyLook);
+  }
+}
+
+// Those that run; the one of that name, or each if it is empty, is waited for until it is ready.
+std::vector<RunningVm> find_vms(const RunDirRoots& roots, std::string_view waited_for,
+                                std::chrono::milliseconds patience) {
+  std::vector<RunningVm> found;
+  const std::string root = root_path(roots);
+  const UniqueFd fd(::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  struct stat status{};
+  // Another user's directory (in /tmp) has nothing of ours.
+  if (!fd.valid() || ::fstat(fd.get(), &status) != 0 || status.st_uid != ::geteuid()) return found;
+  const auto now = std::chrono::steady_clock::now();
+  for (const std::string& name : names_in(fd.get())) {
+    if (!valid_vm_name(name)) continue;
+    const UniqueFd directory(
+        ::openat(fd.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    if (!directory.valid()) continue;
+    const bool waits = waited_for.empty() || waited_for == name;
+    if (auto vm = lock_holder(directory.get(), waits ? now + patience : now)) {
+      vm->name = name;
+      vm->path = root + "/" + name;
+      found.push_back(std::move(*vm));
+    }
+  }
+  std::sort(found.begin(), found.end(),
+            [](const RunningVm& a, const RunningVm& b) { return a.name < b.name; });
+  return found;
 }
 
 }  // namespace
@@ -217,27 +261,13 @@ Result<RunDir> RunDir::create(const std::string& name, const RunDirRoots& roots,
   return host_error("'{}' keeps starting and ending elsewhere: try again", name);
 }
 
+// If it fails, clients wait for kReadyPatience and go on.
+void RunDir::set_ready() const {
+  (void)!::write(x_lock.get(), kReadyLine.data(), kReadyLine.size());
+}
+
 std::vector<RunningVm> running_vms(const RunDirRoots& roots) {
-  std::vector<RunningVm> found;
-  const std::string root = root_path(roots);
-  const UniqueFd fd(::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-  struct stat status{};
-  // Another user's directory (in /tmp) has nothing of ours.
-  if (!fd.valid() || ::fstat(fd.get(), &status) != 0 || status.st_uid != ::geteuid()) return found;
-  for (const std::string& name : names_in(fd.get())) {
-    if (!valid_vm_name(name)) continue;
-    const UniqueFd directory(
-        ::openat(fd.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-    if (!directory.valid()) continue;
-    if (auto vm = lock_holder(directory.get())) {
-      vm->name = name;
-      vm->path = root + "/" + name;
-      found.push_back(std::move(*vm));
-    }
-  }
-  std::sort(found.begin(), found.end(),
-            [](const RunningVm& a, const RunningVm& b) { return a.name < b.name; });
-  return found;
+  return find_vms(roots, {}, kReadyPatience);
 }
 
 std::string run_dir_path(const std::string& name, const RunDirRoots& roots) {
@@ -245,8 +275,9 @@ std::string run_dir_path(const std::string& name, const RunDirRoots& roots) {
   return root_path(roots) + "/" + name;
 }
 
-Result<RunningVm> find_running_vm(const std::string& name, const RunDirRoots& roots) {
-  const std::vector<RunningVm> all = running_vms(roots);
+Result<RunningVm> find_running_vm(const std::string& name, const RunDirRoots& roots,
+                                  std::chrono::milliseconds patience) {
+  const std::vector<RunningVm> all = find_vms(roots, name, patience);
   std::string names;
   for (const RunningVm& vm : all) {
     if (vm.name == name) return vm;

@@ -3,11 +3,13 @@
 // $XDG_RUNTIME_DIR/lethe/NAME/, else /run/user/UID/lethe/NAME/, else /tmp/lethe-UID/NAME/; mode
 // 0700, owned by this user (in /tmp another user may have been there first: then it is refused).
 // Its file `lock` is held with flock and names the process and its config, so the directory of a
-// process that died is recognised as stale, emptied and reused. Main thread.
+// process that died is recognised as stale, emptied and reused. The lock comes before the sockets;
+// set_ready() says in it that they are there, and who looks for a VM waits for that. Main thread.
 #pragma once
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -48,6 +50,9 @@ class RunDir {
   // Removes the directory with its lock and sockets.
   ~RunDir();
 
+  // All sockets listen that this VM will have. Once; it writes a few bytes.
+  void set_ready() const;
+
   [[nodiscard]] const std::string& path() const { return x_path; }  // no slash at its end
 
  private:
@@ -71,8 +76,13 @@ struct RunningVm {
   time_t since = 0;         // when it started; 0 if the lock does not say
 };
 
+// A VM that starts just now is waited for, so that a client finds all of its sockets; this long at
+// most, for all that are looked for together.
+inline constexpr std::chrono::milliseconds kReadyPatience{2000};
+
 // The VMs of this user that run now, by name: directories whose lock is held. Those that a crash
-// left behind are not among them. Nothing is made.
+// left behind are not among them; those that start are, ready or not after kReadyPatience. Nothing
+// is made.
 [[nodiscard]] std::vector<RunningVm> running_vms(
     const RunDirRoots& roots = RunDirRoots::of_this_process());
 
@@ -80,8 +90,10 @@ struct RunningVm {
 [[nodiscard]] std::string run_dir_path(const std::string& name,
                                        const RunDirRoots& roots = RunDirRoots::of_this_process());
 
-// The VM of that name. The error (kHost) says which VMs run instead, if any.
+// The VM of that name, whose start alone is waited for, `patience` at most. The error (kHost) says
+// which VMs run instead, if any.
 [[nodiscard]] Result<RunningVm> find_running_vm(
-    const std::string& name, const RunDirRoots& roots = RunDirRoots::of_this_process());
+    const std::string& name, const RunDirRoots& roots = RunDirRoots::of_this_process(),
+    std::chrono::milliseconds patience = kReadyPatience);
 
 }  // namespace lethe

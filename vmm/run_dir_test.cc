@@ -7,9 +7,13 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <future>
+#include <optional>
 #include <thread>
 
 namespace lethe {
@@ -74,6 +78,7 @@ TEST_F(RunDirTest, second_start_says_which_process_has_the_name) {
 TEST_F(RunDirTest, tells_who_has_a_name_and_its_config_as_seen_from_elsewhere) {
   const auto dir = RunDir::create("vm", x_roots, "web.toml");
   ASSERT_TRUE(dir);
+  dir->set_ready();
   const auto vm = find_running_vm("vm", x_roots);
   ASSERT_TRUE(vm);
   EXPECT_EQ(vm->config, std::filesystem::current_path().string() + "/web.toml");
@@ -81,6 +86,7 @@ TEST_F(RunDirTest, tells_who_has_a_name_and_its_config_as_seen_from_elsewhere) {
   // Lines in a name would be lines of the lock.
   const auto other = RunDir::create("other", x_roots, "a\nb.toml");
   ASSERT_TRUE(other);
+  other->set_ready();
   EXPECT_EQ(find_running_vm("other", x_roots)->config, "");
 }
 
@@ -226,6 +232,7 @@ TEST_F(RunDirTest, lists_the_vms_that_run_and_no_others) {
   const auto b = RunDir::create("b", x_roots);
   const auto a = RunDir::create("a", x_roots);
   ASSERT_TRUE(a && b);
+  for (const auto* vm : {&a, &b}) (*vm)->set_ready();
   // What a crash leaves: a lock that no one holds.
   std::filesystem::create_directory(x_base + "/lethe/crashed");
   std::ofstream(x_base + "/lethe/crashed/lock") << ::getpid() << "\n";
@@ -244,8 +251,50 @@ TEST_F(RunDirTest, a_name_that_does_not_run_is_told_with_those_that_do) {
   EXPECT_EQ(find_running_vm("x", x_roots).error().text, "'x' does not run, nor does any other VM");
   const auto a = RunDir::create("a", x_roots);
   const auto b = RunDir::create("b", x_roots);
+  ASSERT_TRUE(a && b);
+  b->set_ready();  // who looks for b does not wait for a
+  const auto before = std::chrono::steady_clock::now();
   EXPECT_EQ(find_running_vm("b", x_roots)->name, "b");
   EXPECT_EQ(find_running_vm("../x", x_roots).error().text, "'../x' does not run; running: a, b");
+  EXPECT_LT(std::chrono::steady_clock::now() - before, kReadyPatience / 2);
+}
+
+TEST_F(RunDirTest, a_vm_that_starts_is_found_once_its_sockets_are_there) {
+  for (const bool by_name : {true, false}) {
+    SCOPED_TRACE(by_name);
+    const auto dir = RunDir::create("vm", x_roots);
+    ASSERT_TRUE(dir);
+    std::atomic<bool> ready = false;
+    auto found_ready = std::async(std::launch::async, [&] {
+      const bool found =
+          by_name ? find_running_vm("vm", x_roots).has_value() : running_vms(x_roots).size() == 1;
+      return found && ready;
+    });
+    // Nothing may happen: long enough for one that does not wait to be seen.
+    EXPECT_EQ(found_ready.wait_for(std::chrono::milliseconds(50)), std::future_status::timeout);
+    ready = true;
+    dir->set_ready();
+    EXPECT_TRUE(found_ready.get());
+  }
+}
+
+TEST_F(RunDirTest, a_vm_that_ends_while_it_starts_is_not_found) {
+  auto dir = std::make_optional(RunDir::create("vm", x_roots));
+  ASSERT_TRUE(*dir);
+  const auto before = std::chrono::steady_clock::now();
+  auto found = std::async(std::launch::async, [&] { return find_running_vm("vm", x_roots); });
+  EXPECT_EQ(found.wait_for(std::chrono::milliseconds(20)), std::future_status::timeout);
+  dir.reset();
+  EXPECT_FALSE(found.get());
+  EXPECT_LT(std::chrono::steady_clock::now() - before, kReadyPatience);
+}
+
+TEST_F(RunDirTest, a_vm_that_takes_long_to_start_is_found_all_the_same) {
+  const auto dir = RunDir::create("vm", x_roots);
+  ASSERT_TRUE(dir);
+  const auto before = std::chrono::steady_clock::now();
+  EXPECT_TRUE(find_running_vm("vm", x_roots));
+  EXPECT_GE(std::chrono::steady_clock::now() - before, kReadyPatience);
 }
 
 TEST_F(RunDirTest, starts_while_others_look_whether_it_runs) {

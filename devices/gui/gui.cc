@@ -50,6 +50,10 @@ void Gui::set_focus_listener(std::function<void(bool)> listener) {
   x_impl->thread.run_and_wait([&] { x_impl->core.set_focus_listener(std::move(listener)); });
 }
 
+void Gui::set_frontend_listener(std::function<void(bool, uint64_t)> listener) {
+  x_impl->thread.run_and_wait([&] { x_impl->core.set_frontend_listener(std::move(listener)); });
+}
+
 ShareLedger& Gui::ledger() { return x_impl->core.ledger(); }
 
 Result<BufferId> Gui::create_buffer(uint64_t bytes, SurfaceListener& listener) {

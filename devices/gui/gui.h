@@ -128,6 +128,9 @@ class Gui {
   // none had it, and when none has it any more. Null: nobody; then it is not called any more when
   // this returns. Any other thread.
   void set_focus_listener(std::function<void(bool)> listener);
+  // `listener` hears on the gui thread of each frontend that has come (true) or gone, and how many
+  // are connected now. As with set_focus_listener().
+  void set_frontend_listener(std::function<void(bool, uint64_t)> listener);
   [[nodiscard]] ShareLedger& ledger();  // set_free_per_iteration(), counters(): any thread
 
   // By their numbers. `with_pixels`: their descriptors too. Any other thread: it waits.

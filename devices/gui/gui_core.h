@@ -73,6 +73,9 @@ class GuiCore final : private ShareLedger::Owner {
   void forget_listener(SurfaceListener& listener);
   void set_limits(const LedgerLimits& limits);
   void set_focus_listener(std::function<void(bool)> listener);
+  void set_frontend_listener(std::function<void(bool, uint64_t)> listener) {
+    x_frontend_listener = std::move(listener);
+  }
 
   // For ChannelClient.
   [[nodiscard]] EventLoop& loop() { return x_loop; }
@@ -136,6 +139,7 @@ class GuiCore final : private ShareLedger::Owner {
   [[nodiscard]] Holder* free_holder();
   void holder_exited(unsigned holder);
   void remove_client(Holder& holder);
+  void count_frontend(bool came);
 
   EventLoop& x_loop;
   const GuiOptions x_options;
@@ -143,6 +147,7 @@ class GuiCore final : private ShareLedger::Owner {
   ShareLedger x_ledger;
   std::function<void(bool)> x_focus_listener;
   bool x_focused = false;  // what it was told
+  std::function<void(bool, uint64_t)> x_frontend_listener;
   std::vector<SurfaceRecord> x_surfaces;
   std::vector<uint32_t> x_surfaces_free;  // slots
   uint64_t x_surfaces_made = 0;

@@ -101,8 +101,14 @@ void GuiCore::add_client(UniqueFd socket) {
   holder->client = std::move(client);
   holder->pidfd = std::move(*pidfd);
   holder->exit_watch = std::move(*watch);
-  x_counters.frontends.fetch_add(1, std::memory_order_relaxed);
   x_counters.frontends_total.fetch_add(1, std::memory_order_relaxed);
+  count_frontend(true);
+}
+
+void GuiCore::count_frontend(bool came) {
+  const uint64_t now = x_counters.frontends.load(std::memory_order_relaxed) + (came ? 1 : -1);
+  x_counters.frontends.store(now, std::memory_order_relaxed);
+  if (x_frontend_listener) x_frontend_listener(came, now);
 }
 
 // One that is not used; else that of the process that departed first. What it may still map is not
@@ -136,7 +142,7 @@ void GuiCore::holder_exited(unsigned bit) {
 
 void GuiCore::remove_client(Holder& holder) {
   const std::unique_ptr<ChannelClient> client = std::move(holder.client);
-  x_counters.frontends.fetch_sub(1, std::memory_order_relaxed);
+  count_frontend(false);
   holder.departed = ++x_departures;
   if (holder.exited) holder = {};
   for (const SurfaceRecord& surface : x_surfaces)

@@ -262,6 +262,30 @@ TEST(GuiTest, focus_of_any_surface_in_any_frontend_is_the_vms) {
   EXPECT_TRUE(hears({true, false, true, false}));
 }
 
+TEST(GuiTest, frontends_that_come_and_go_are_told) {
+  GuiRig rig;
+  Mutex mutex;
+  std::vector<std::pair<bool, uint64_t>> heard;  // guarded by the mutex
+  const auto hears = [&](const std::vector<std::pair<bool, uint64_t>>& expected) {
+    return eventually([&] {
+      MutexLock lock(mutex);
+      return heard == expected;
+    });
+  };
+  rig.gui->set_frontend_listener([&](bool came, uint64_t frontends) {
+    MutexLock lock(mutex);
+    heard.emplace_back(came, frontends);
+  });
+  auto first = rig.connect();
+  EXPECT_TRUE(hears({{true, 1}}));
+  {
+    auto second = rig.connect();
+    EXPECT_TRUE(hears({{true, 1}, {true, 2}}));
+  }
+  EXPECT_TRUE(hears({{true, 1}, {true, 2}, {false, 1}}));
+  rig.gui->set_frontend_listener(nullptr);
+}
+
 TEST(GuiTest, releases_keys_buttons_and_focus_of_a_frontend_that_goes) {
   GuiRig rig;
   const SurfaceId surface = rig.add_surface("input", 100, 50);

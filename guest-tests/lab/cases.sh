@@ -319,7 +319,8 @@ run exec commands
 run screen screen
 run windows windows
 run vsock vsock
-run memory memory_return discard 90 true --set memory.policy=discard
+run memory memory_return discard 90 true --set memory.policy=discard \
+  --set "boot.cmdline=console=ttyS0 lethe.test=memory lethe.unload quiet"
 run memory memory_return pull 95 "$LETHE reclaim linux-memory all" --set memory.policy=discard \
   --set balloon.free_page_reporting=false --set memory.size=1G
 run memory memory_return auto 95 true --set memory.policy=discard --set memory.auto=true

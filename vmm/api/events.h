@@ -27,7 +27,7 @@
 
 namespace lethe {
 
-// One member of an event's JSON object. Text is cut at 200 bytes, and printable (printable()).
+// One member of an event's JSON object. Text is cut, and printable (printable()).
 struct EventField {
   EventField(std::string_view key, bool value) : name(key), json(value ? "true" : "false") {}
   EventField(std::string_view key, std::integral auto value)

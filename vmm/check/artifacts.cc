@@ -11,6 +11,7 @@
 #include <optional>
 #include <utility>
 
+#include "base/file_bytes.h"
 #include "vmm/config_schema.h"
 
 namespace lethe {
@@ -244,12 +245,8 @@ void ArtifactWriter::copy_file(const std::string& from, const std::string& to) {
 
 void ArtifactWriter::write(std::string_view bytes) {
   x_written += bytes.size();
-  while (!bytes.empty()) {
-    const ssize_t wrote = ::write(x_file.get(), bytes.data(), bytes.size());
-    if (wrote < 0 && errno == EINTR) continue;
-    if (wrote <= 0) return fail(fmt::format("cannot write it: {}", errno_text(errno)));
-    bytes.remove_prefix(static_cast<size_t>(wrote));
-  }
+  if (const auto wrote = write_all(x_file.get(), bytes); !wrote)
+    fail(fmt::format("cannot write it: {}", wrote.error().text));
 }
 
 std::string ArtifactWriter::finish() {

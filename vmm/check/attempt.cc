@@ -10,6 +10,7 @@
 #include <array>
 #include <cstdlib>
 
+#include "base/file_bytes.h"
 #include "vmm/config_schema.h"
 
 namespace lethe {
@@ -60,15 +61,6 @@ std::vector<char*> environment_with(std::vector<std::string>& more) {
   }
   all.push_back(nullptr);
   return all;
-}
-
-void write_all(int fd, std::string_view text) {
-  while (!text.empty()) {
-    const ssize_t wrote = ::write(fd, text.data(), text.size());
-    if (wrote < 0 && errno == EINTR) continue;
-    if (wrote <= 0) return;  // a full disk loses the log, not the verdict
-    text.remove_prefix(static_cast<size_t>(wrote));
-  }
 }
 
 }  // namespace
@@ -149,7 +141,8 @@ void Attempt::keep(Stream& stream, std::string_view chunk) {
   if (&stream == &x_messages && x_spec.on_messages) x_spec.on_messages(chunk);
   const std::string_view kept = chunk.substr(0, stream.bytes_max - stream.text->size());
   stream.text->append(kept);
-  if (x_log.valid()) write_all(x_log.get(), kept);
+  // A full disk loses the log, not the verdict.
+  if (x_log.valid()) (void)write_all(x_log.get(), kept);
   if (kept.size() == chunk.size() || &stream != &x_console || x_record.flooded) return;
   x_record.flooded = true;
   stop_child();

@@ -46,7 +46,7 @@ class Checker {
         x_results(x_guests.size()),
         x_runs(x_guests.size()),
         x_screens(x_guests.size()),
-        x_progress(stdout, x_guests.size()) {
+        x_progress(options.json ? stderr : stdout, x_guests.size()) {
     for (size_t i = 0; i < x_guests.size(); ++i) x_results[i].name = x_guests[i].name;
   }
 
@@ -279,6 +279,7 @@ Result<int> check(const CheckOptions& options, GuestList list) {
   LETHE_TRY(checker.run());
   const double seconds = seconds_of(Clock::now() - started_at);
   checker.progress().summary(checker.results(), seconds);
+  if (options.json) std::fputs(results_json(checker.results()).c_str(), stdout);
   if (junit) LETHE_TRY(junit->write(junit_xml(checker.results(), seconds)));
   if (checker.interrupted()) return kExitInterrupted;
   return count_results(checker.results()).failed > 0 ? 1 : 0;

@@ -13,6 +13,7 @@ namespace lethe {
 struct CheckOptions {
   std::vector<std::string> inputs;  // config files; directories stand for their *.toml
   std::string junit_file;           // empty: no report
+  bool json = false;                // results as JSON to stdout, what else is said to stderr
   std::string out_dir;  // console logs, NAME.log, of retries NAME.attempt-N.log, directories of
                         // pictures, NAME.screen, and what [[check.exec]] leaves, NAME.exec.log and
                         // NAME.artifacts; empty: none

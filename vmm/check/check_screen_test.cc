@@ -4,14 +4,8 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/stat.h>
 
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
-#include <optional>
-
-#include "vmm/check/check.h"
+#include "vmm/check/check_fixture.h"
 #include "vmm/check/screen_steps.h"
 
 namespace lethe {
@@ -20,53 +14,21 @@ namespace {
 using testing::HasSubstr;
 using testing::Not;
 
-class CheckScreen : public testing::Test {
+class CheckScreen : public CheckFixture {
  protected:
   void SetUp() override {
-    char made[] = "/tmp/lethe-chks-XXXXXX";
-    ASSERT_NE(::mkdtemp(made), nullptr);
-    x_dir = made;
-    const char* const before = std::getenv("XDG_RUNTIME_DIR");
-    if (before != nullptr) x_xdg_before = before;
-    ::setenv("XDG_RUNTIME_DIR", made, 1);
-    program("stub",
-            "run_dir=$XDG_RUNTIME_DIR/lethe/$5\n"
-            "mkdir -p -m 700 \"$run_dir\"\n"
-            "exec 9>\"$run_dir/lock\"; flock 9; echo $$ >&9\n"
-            "show() { sleep 0.05; touch \"$run_dir/gui.sock\"; }\n"
-            "cd \"$(dirname \"$2\")\" || exit 98\n"
-            "eval \"$(sed -n \"s/^cmdline = '''\\(.*\\)'''$/\\1/p\" \"$2\")\"\n");
+    CheckFixture::SetUp();
+    locked_stub(std::string("show() { sleep 0.05; touch \"$run_dir/gui.sock\"; }\n") + kRunCmdline);
     // What it was given is kept; what it does, the guest's golden image says.
-    program("shot",
-            "[ \"$2\" = --steps ] && [ \"$4\" = --out ] || exit 99\n"
-            "case $1 in check-*) ;; *) exit 99;; esac\n"
-            "here=$(dirname \"$0\"); cp \"$3\" \"$here/last.json\"\n"
-            "eval \"$(cat \"$here/script\")\"\n");
+    script("shot",
+           "[ \"$2\" = --steps ] && [ \"$4\" = --out ] || exit 99\n"
+           "case $1 in check-*) ;; *) exit 99;; esac\n"
+           "here=$(dirname \"$0\"); cp \"$3\" \"$here/last.json\"\n"
+           "eval \"$(cat \"$here/script\")\"\n");
     write("golden.png", "no picture");
-    x_options.program = x_dir + "/stub";
     x_options.shot_program = x_dir + "/shot";
-    x_options.junit_file = x_dir + "/out.xml";
-    x_options.out_dir = x_dir + "/logs";
-  }
-  void TearDown() override {
-    if (x_xdg_before)
-      ::setenv("XDG_RUNTIME_DIR", x_xdg_before->c_str(), 1);
-    else
-      ::unsetenv("XDG_RUNTIME_DIR");
-    std::filesystem::remove_all(x_dir);
   }
 
-  void write(const std::string& name, const std::string& text) {
-    std::ofstream(x_dir + "/" + name) << text;
-  }
-  void program(const std::string& name, const std::string& text) {
-    write(name, "#!/bin/sh\n" + text);
-    ASSERT_EQ(::chmod((x_dir + "/" + name).c_str(), 0755), 0);
-  }
-  std::string read(const std::string& name) {
-    std::ifstream file(x_dir + "/" + name);
-    return {std::istreambuf_iterator<char>(file), {}};
-  }
   void guest(const std::string& name, const std::string& shell, const std::string& check = "") {
     write(name + ".toml",
           fmt::format("[boot]\nkernel = \"k\"\ncmdline = '''{}'''\n[gui]\nenabled = true\n"
@@ -77,20 +39,6 @@ class CheckScreen : public testing::Test {
   }
   // What the next lethe-shot does.
   void shot(const std::string& shell) { write("script", shell); }
-  int run() {
-    testing::internal::CaptureStdout();
-    testing::internal::CaptureStderr();
-    const int code = run_checks(x_options);
-    x_out = testing::internal::GetCapturedStdout();
-    x_err = testing::internal::GetCapturedStderr();
-    x_junit = read("out.xml");
-    return code;
-  }
-
-  std::string x_dir;
-  std::optional<std::string> x_xdg_before;
-  CheckOptions x_options;
-  std::string x_out, x_err, x_junit;
 };
 
 TEST_F(CheckScreen, steps_that_go_through_and_a_guest_that_ends_pass) {

@@ -1,16 +1,13 @@
 // `lethe check` with a stand-in for `lethe`: a script that runs the config's command line as shell.
-#include "vmm/check/check.h"
-
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/stat.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
+#include "vmm/check/check_fixture.h"
 #include "vmm/check/guest.h"
 #include "vmm/check/run_names.h"
 #include "vmm/run.h"
@@ -23,52 +20,34 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::Not;
 
-class Check : public testing::Test {
+class Check : public CheckFixture {
  protected:
   void SetUp() override {
-    char made[] = "/tmp/lethe-check-XXXXXX";
-    ASSERT_NE(::mkdtemp(made), nullptr);
-    x_dir = made;
-    write("stub",
-          "#!/bin/sh\n"
-          "[ \"$1\" = run ] && [ \"$3\" = --non-interactive ] || exit 99\n"
-          "cd \"$(dirname \"$2\")\" || exit 98\n"
-          "eval \"$(sed -n \"s/^cmdline = '''\\(.*\\)'''$/\\1/p\" \"$2\")\"\n");
-    ASSERT_EQ(::chmod((x_dir + "/stub").c_str(), 0755), 0);
+    CheckFixture::SetUp();
+    script("stub", std::string("[ \"$1\" = run ] && [ \"$3\" = --non-interactive ] || exit 99\n"
+                               "cd \"$(dirname \"$2\")\" || exit 98\n") +
+                       kRunCmdline);
     x_options.inputs = {x_dir};
-    x_options.program = x_dir + "/stub";
-    x_options.junit_file = x_dir + "/out.xml";
     x_options.out_dir = x_dir + "/logs/deep";
   }
-  void TearDown() override { std::filesystem::remove_all(x_dir); }
 
-  void write(const std::string& name, const std::string& text) {
-    std::ofstream(x_dir + "/" + name) << text;
-  }
-  std::string read(const std::string& name) {
-    std::ifstream file(x_dir + "/" + name);
-    return {std::istreambuf_iterator<char>(file), {}};
-  }
   void guest(const std::string& name, const std::string& shell, const std::string& check = "") {
     write(name + ".toml", fmt::format("[boot]\nkernel = \"k\"\non_reboot = \"exit\"\n"
                                       "cmdline = '''{}'''\n[check]\n{}\n",
                                       shell, check));
   }
-  // The exit code; stdout goes to x_out, stderr to x_err, the report to x_junit.
-  int run() {
-    testing::internal::CaptureStdout();
-    testing::internal::CaptureStderr();
-    const int code = run_checks(x_options);
-    x_out = testing::internal::GetCapturedStdout();
-    x_err = testing::internal::GetCapturedStderr();
-    x_junit = read("out.xml");
-    return code;
-  }
-
-  std::string x_dir;
-  CheckOptions x_options;
-  std::string x_out, x_err, x_junit;
 };
+
+TEST_F(Check, json_is_all_of_standard_output) {
+  guest("good", "exit 0");
+  guest("sad", "exit 4");
+  x_options.json = true;
+  EXPECT_EQ(run(), 1);
+  EXPECT_THAT(x_out, testing::StartsWith(R"([{"name":"good","outcome":"passed",)"));
+  EXPECT_THAT(x_out, HasSubstr(R"(,{"name":"sad","outcome":"failed",)"));
+  EXPECT_THAT(x_out, testing::EndsWith("]}]\n"));
+  EXPECT_THAT(x_err, HasSubstr("1 passed, 1 failed"));
+}
 
 TEST_F(Check, guest_that_ends_as_expected_passes) {
   guest("off", "echo booted; exit 0", "must_match = ['^boot.d$']\nmust_not_match = ['BUG']");

@@ -11,6 +11,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "base/file_bytes.h"
 #include "base/unique_fd.h"
 #include "vmm/check/verdict.h"
 #include "vmm/config_schema.h"
@@ -77,12 +78,7 @@ milliseconds scaled(milliseconds time, double scale) {
 void append_to(const std::string& file, std::string_view text) {
   if (file.empty()) return;
   const UniqueFd log(::open(file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
-  while (log.valid() && !text.empty()) {
-    const ssize_t wrote = ::write(log.get(), text.data(), text.size());
-    if (wrote < 0 && errno == EINTR) continue;
-    if (wrote <= 0) return;
-    text.remove_prefix(static_cast<size_t>(wrote));
-  }
+  if (log.valid()) (void)write_all(log.get(), text);
 }
 
 }  // namespace

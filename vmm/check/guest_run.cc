@@ -14,12 +14,11 @@ namespace {
 
 constexpr std::chrono::milliseconds kLookEvery{20};
 
-// printable() cuts at 200 bytes; paths of pictures come last.
+// printable() would cut it; paths of pictures come last.
 std::string printable_line(std::string_view line) {
-  constexpr size_t kPiece = 200;
   std::string shown;
-  for (; !line.empty(); line.remove_prefix(std::min(line.size(), kPiece)))
-    shown += printable(line.substr(0, kPiece));
+  for (; !line.empty(); line.remove_prefix(std::min(line.size(), kPrintableBytesMax)))
+    shown += printable(line.substr(0, kPrintableBytesMax));
   return shown;
 }
 
@@ -65,7 +64,8 @@ void GuestRun::interrupt() {
 
 void GuestRun::look_for_sockets() {
   const std::string& name = x_specs.screen ? x_specs.screen->vm_name : x_specs.exec->vm_name;
-  if (const auto vm = find_running_vm(name)) {
+  // Others' guests wait for this thread: it looks again instead of waiting.
+  if (const auto vm = find_running_vm(name, RunDirRoots::of_this_process(), {})) {
     const auto there = [](const std::string& path) { return ::access(path.c_str(), F_OK) == 0; };
     if (!x_screen_through && !x_screen && there(vm->path + "/" + kGuiSocketName)) start_screen();
     if (!x_exec_through && !x_exec && there(vsock_of(*vm)))

@@ -5,6 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/file_bytes.h"
+#include "vmm/api/http_server.h"
 #include "vmm/config_schema.h"
 
 namespace lethe {
@@ -133,6 +135,36 @@ void Progress::summary(const std::vector<GuestResult>& results, double seconds) 
   std::fflush(x_out);
 }
 
+std::string results_json(const std::vector<GuestResult>& results) {
+  const auto word = [](Outcome outcome) {
+    switch (outcome) {
+      case Outcome::kPassed:
+        return "passed";
+      case Outcome::kFailed:
+        return "failed";
+      case Outcome::kSkipped:
+        return "skipped";
+      case Outcome::kInterrupted:
+        return "interrupted";
+      case Outcome::kNotRun:
+        break;
+    }
+    return "not-run";
+  };
+  const auto list = [](const std::vector<std::string>& texts) {
+    std::string text;
+    for (const std::string& each : texts) text += (text.empty() ? "" : ",") + json_quote(each);
+    return text;
+  };
+  std::string text;
+  for (const GuestResult& result : results)
+    text += fmt::format(
+        R"({}{{"name":{},"outcome":"{}","seconds":{:.3f},"reasons":[{}],"failed_attempts":[{}]}})",
+        text.empty() ? "" : ",", json_quote(printable(result.name)), word(result.outcome),
+        result.seconds, list(result.reasons), list(result.failed_attempts));
+  return "[" + text + "]\n";
+}
+
 std::string xml_escape(std::string_view text) {
   std::string escaped;
   escaped.reserve(text.size());
@@ -213,12 +245,8 @@ Result<> ReportFile::write(std::string_view text) {
   if (::fstat(x_fd.get(), &status) == 0 && S_ISREG(status.st_mode) &&
       ::ftruncate(x_fd.get(), 0) != 0)
     return host_error("'{}': {}", printable(x_path), errno_text(errno));
-  while (!text.empty()) {
-    const ssize_t wrote = ::write(x_fd.get(), text.data(), text.size());
-    if (wrote < 0 && errno == EINTR) continue;
-    if (wrote < 0) return host_error("'{}': {}", printable(x_path), errno_text(errno));
-    text.remove_prefix(static_cast<size_t>(wrote));
-  }
+  const auto wrote = write_all(x_fd.get(), text);
+  if (!wrote) return host_error("'{}': {}", printable(x_path), wrote.error().text);
   return {};
 }
 

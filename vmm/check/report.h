@@ -60,6 +60,9 @@ class Progress {
 // JUnit XML, in the form Jenkins, GitLab and GitHub's reporters read.
 [[nodiscard]] std::string junit_xml(const std::vector<GuestResult>& results, double seconds);
 
+// A JSON array with a newline: an object a guest.
+[[nodiscard]] std::string results_json(const std::vector<GuestResult>& results);
+
 // The text as XML 1.0 character data: markup escaped, bytes XML has no place for as \xNN.
 [[nodiscard]] std::string xml_escape(std::string_view text);
 

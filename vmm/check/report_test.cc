@@ -35,6 +35,29 @@ TEST(Junit, escapes_markup_and_what_xml_has_no_place_for) {
   EXPECT_EQ(xml_escape("]]>"), "]]&gt;");
 }
 
+TEST(ResultsJson, has_an_object_a_guest) {
+  EXPECT_EQ(results_json({}), "[]\n");
+  std::vector<GuestResult> results(5);
+  results[0] = {.name = "p",
+                .outcome = Outcome::kPassed,
+                .failed_attempts = {"flaky \"1\"", "2"},
+                .seconds = 1.5};
+  results[1] = {.name = "f", .outcome = Outcome::kFailed, .reasons = {"why\n", "b"}};
+  results[2] = {.name = "s", .outcome = Outcome::kSkipped};
+  results[3] = {.name = "i", .outcome = Outcome::kInterrupted};
+  results[4] = {.name = "n"};
+  EXPECT_EQ(
+      results_json(results),
+      R"([{"name":"p","outcome":"passed","seconds":1.500,"reasons":[],)"
+      R"("failed_attempts":["flaky \"1\"","2"]},)"
+      R"({"name":"f","outcome":"failed","seconds":0.000,"reasons":["why\u000a","b"],)"
+      R"("failed_attempts":[]},)"
+      R"({"name":"s","outcome":"skipped","seconds":0.000,"reasons":[],"failed_attempts":[]},)"
+      R"({"name":"i","outcome":"interrupted","seconds":0.000,"reasons":[],"failed_attempts":[]},)"
+      R"({"name":"n","outcome":"not-run","seconds":0.000,"reasons":[],"failed_attempts":[]}])"
+      "\n");
+}
+
 TEST(Junit, counts_and_details_every_outcome) {
   std::vector<GuestResult> results(5);
   results[0] = {.name = "p&q", .outcome = Outcome::kPassed, .seconds = 1.5};

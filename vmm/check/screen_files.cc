@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "base/file_bytes.h"
 #include "base/unique_fd.h"
 #include "vmm/config_schema.h"
 
@@ -15,9 +16,9 @@ namespace {
 
 Result<> write_file(const std::string& path, const std::string& text) {
   const UniqueFd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-  if (!file.valid() ||
-      ::write(file.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
-    return host_error("'{}': {}", printable(path), errno_text(errno));
+  if (!file.valid()) return host_error("'{}': {}", printable(path), errno_text(errno));
+  const auto wrote = write_all(file.get(), text);
+  if (!wrote) return host_error("'{}': {}", printable(path), wrote.error().text);
   return {};
 }
 

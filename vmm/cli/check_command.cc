@@ -29,6 +29,7 @@ int command_check(int argc, char** argv) {
       "print, what is on their screens, and what commands in them do. A directory stands for its "
       "*.toml files.",
       "  lethe check guests/*.toml --jobs 4 --junit out.xml\n"
+      "  lethe check guests --json | jq -r '.[] | select(.outcome == \"failed\") | .name'\n"
       "  lethe check guests --shard 2/3 --retry 1 --out logs\n",
       "0 none failed; 1 some failed; 2 bad config or usage; 130 interrupted.");
   CheckOptions options;
@@ -36,6 +37,8 @@ int command_check(int argc, char** argv) {
   std::string memory;
   line.app().add_option("CONFIG", options.inputs, "Config files or directories")->required();
   line.app().add_option("--junit", options.junit_file, "Write a JUnit XML report to this file");
+  line.app().add_flag("--json", options.json,
+                      "Print an array of the results, as JSON; all else goes to standard error");
   line.app().add_option("--out", options.out_dir,
                         "Keep each guest's console as NAME.log in this directory, and the "
                         "pictures of its screen in NAME.screen, what commands in it did in "

@@ -150,6 +150,7 @@ TEST_F(CommandTable, bash_completes_commands_options_and_names_of_vms) {
   const auto web = RunDir::create("web");
   const auto work = RunDir::create("work");
   ASSERT_TRUE(web && work);
+  for (const auto* vm : {&web, &work}) (*vm)->set_ready();
   EXPECT_EQ(complete("recl", 1), "reclaim\n");
   for (const Command& command : commands()) {
     SCOPED_TRACE(command.name);

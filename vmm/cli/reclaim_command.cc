@@ -4,7 +4,9 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <boost/json/object.hpp>
 #include <boost/json/parse.hpp>
+#include <boost/json/serialize.hpp>
 #include <cstdio>
 
 #include "vmm/cli/cli.h"
@@ -61,14 +63,21 @@ Result<Pull> pull_memory(const RunningVm& vm, const std::string& bytes, bool sho
   return pull;
 }
 
-int tell(const RunningVm& vm, const Pull& pull) {
+int tell(const RunningVm& vm, const Pull& pull, bool as_json) {
   if (interrupted.load()) {
     print_error(fmt::format("reclaim: interrupted after {}; what '{}' has begun goes on",
                             human_bytes(pull.bytes), vm.name));
     return kExitInterrupted;
   }
-  fmt::print("{} returned in {}{}\n", human_bytes(pull.bytes), human_duration(pull.took_ms / 1000),
-             pull.complete ? "" : ", incomplete");
+  if (as_json)
+    fmt::print("{}\n", boost::json::serialize(
+                           boost::json::object{{"bytes", static_cast<uint64_t>(pull.bytes)},
+                                               {"took_ms", static_cast<uint64_t>(pull.took_ms)},
+                                               {"complete", pull.complete},
+                                               {"text", pull.text}}));
+  else
+    fmt::print("{} returned in {}{}\n", human_bytes(pull.bytes),
+               human_duration(pull.took_ms / 1000), pull.complete ? "" : ", incomplete");
   if (pull.complete) return 0;
   print_error(fmt::format("reclaim: {}", pull.ended && !pull.text.empty()
                                              ? pull.text
@@ -83,13 +92,16 @@ int command_reclaim(int argc, char** argv) {
                    "Pulls free memory out of a running guest now: BYTES of it, or all that the "
                    "guest can spare. The guest keeps a reserve.",
                    "  lethe reclaim web\n"
-                   "  lethe reclaim web 512M\n",
+                   "  lethe reclaim web 512M\n"
+                   "  lethe reclaim web --json | jq .bytes\n",
                    "0 done; 1 incomplete or not possible: a line says why; 2 bad usage; "
                    "130 interrupted.");
   std::string name;
   std::string amount = "all";
+  bool as_json = false;
   line.app().add_option("NAME", name, "The VM's name (lethe ps lists those that run)")->required();
   line.app().add_option("BYTES", amount, "How much, such as 512M, or all (default)");
+  line.app().add_flag("--json", as_json, "What became of it, as JSON");
   if (const auto code = line.parse(argc, argv)) return *code;
   const auto bytes = parse_size(amount);
   if (amount != "all" && (!bytes || *bytes == 0)) {
@@ -108,7 +120,7 @@ int command_reclaim(int argc, char** argv) {
   (void)::sigaction(SIGTERM, &action, nullptr);
   const auto pull =
       pull_memory(*vm, bytes ? std::to_string(*bytes) : "\"all\"", ::isatty(STDERR_FILENO) == 1);
-  if (pull) return tell(*vm, *pull);
+  if (pull) return tell(*vm, *pull, as_json);
   print_error(pull.error().text);
   return exit_code_of(pull.error().kind);
 }

@@ -143,10 +143,12 @@ int command_top(int argc, char** argv) {
       "the output is no terminal, one table is printed, as with --once.",
       "  lethe top\n"
       "  lethe top -d 5 --sort returned\n"
-      "  lethe top --once --sort cpu\n",
+      "  lethe top --once --sort cpu\n"
+      "  lethe top --json | jq -r '.[] | select(.cpu_percent > 50) | .name'\n",
       "0 shown; 1 host error; 2 bad usage; 128 + N ended by signal N.");
   double delay = 1;
   bool once = false;
+  bool as_json = false;
   std::string sort = "memory";
   const std::map<std::string, TopSort> sorts = {{"memory", TopSort::kResident},
                                                 {"name", TopSort::kName},
@@ -156,14 +158,16 @@ int command_top(int argc, char** argv) {
       .add_option("-d,--delay", delay, "Seconds between two looks (default: 1)")
       ->check(number_between(0.1, 3600));
   line.app().add_flag("--once", once, "Print one table and end");
+  line.app().add_flag("--json", as_json, "Print an array, as JSON, and end");
   line.app()
       .add_option("--sort", sort, "memory (default), cpu, returned or name")
       ->check(CLI::IsMember(sorts));
   if (const auto code = line.parse(argc, argv)) return *code;
 
-  if (once || ::isatty(STDOUT_FILENO) != 1 || ::isatty(STDIN_FILENO) != 1) {
+  if (once || as_json || ::isatty(STDOUT_FILENO) != 1 || ::isatty(STDIN_FILENO) != 1) {
     TopSampler sampler;
-    std::fputs(top_table(look(sampler, sorts.at(sort)), 0, 0, false).c_str(), stdout);
+    const std::vector<TopRow> rows = look(sampler, sorts.at(sort));
+    std::fputs((as_json ? top_json(rows) : top_table(rows, 0, 0, false)).c_str(), stdout);
     return 0;
   }
   const auto code = Screen(milliseconds(static_cast<int64_t>(delay * 1000)), sorts.at(sort)).run();

@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <boost/json/array.hpp>
+#include <boost/json/object.hpp>
+#include <boost/json/serialize.hpp>
 
 #include "vmm/cli/vm_client.h"
 #include "vmm/config_schema.h"
@@ -67,6 +70,31 @@ void sort_rows(std::vector<TopRow>& rows, TopSort by) {
     };
     return key(a) != key(b) ? key(a) > key(b) : a.name < b.name;
   });
+}
+
+std::string top_json(std::span<const TopRow> rows) {
+  json::array array;
+  for (const TopRow& row : rows) {
+    if (!row.problem.empty()) {
+      array.push_back(json::object{{"name", row.name}, {"problem", row.problem}});
+      continue;
+    }
+    const auto bytes = [](double number) { return static_cast<uint64_t>(number); };
+    array.push_back(json::object{
+        {"name", row.name},
+        {"uptime_s", row.uptime_s},
+        {"cpu_percent", row.cpu_percent},
+        {"memory_bytes", bytes(row.size)},
+        {"resident_bytes", bytes(row.resident)},
+        {"process_bytes", bytes(row.process)},
+        {"guest_free_bytes", row.guest_free ? json::value(bytes(*row.guest_free)) : json::value()},
+        {"returned_bytes", bytes(row.returned)},
+        {"returned_bytes_per_s", row.returned_per_s},
+        {"pool_bytes", bytes(row.pool)},
+        {"balloon_bytes", bytes(row.target)},
+        {"decision", row.decision}});
+  }
+  return json::serialize(array) + "\n";
 }
 
 std::string top_table(std::span<const TopRow> rows, size_t columns, size_t lines, bool highlight) {

@@ -48,6 +48,9 @@ class TopSampler {
 
 void sort_rows(std::vector<TopRow>& rows, TopSort by);
 
+// An array with a newline. Who did not answer has a name and a problem.
+[[nodiscard]] std::string top_json(std::span<const TopRow> rows);
+
 // Lines with newlines, a head first, each cut at `columns` (0: whole), at most `lines` of them (0:
 // all). The names of columns are in reverse video if `highlight`.
 [[nodiscard]] std::string top_table(std::span<const TopRow> rows, size_t columns, size_t lines,

@@ -5,6 +5,9 @@
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
+#include <boost/json/array.hpp>
+#include <boost/json/object.hpp>
+#include <boost/json/parse.hpp>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -57,6 +60,7 @@ class VmCommands : public testing::Test {
       ASSERT_TRUE(server);
       x_servers.push_back(std::move(*server));
     });
+    run_dir->set_ready();
     x_run_dirs.push_back(std::move(*run_dir));
   }
 
@@ -132,6 +136,22 @@ TEST_F(VmCommands, top_shows_a_vm_that_does_not_answer_beside_those_that_do) {
   EXPECT_THAT(ran.out, HasSubstr("it does not answer within 1000 ms\nweb  "));
 }
 
+TEST_F(VmCommands, top_is_an_array_as_json) {
+  EXPECT_EQ(lethe("top --json").out, "[]\n");
+  serve("web", texts({{"/state", kState}, {"/stats", kStats}}));
+  serve("none", texts({}));
+  const Ran ran = lethe("top --once --json --sort name");
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  const auto rows = boost::json::parse(ran.out).as_array();
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0],
+            boost::json::parse(R"({"name":"none","problem":"'none': there is no such path"})"));
+  EXPECT_EQ(rows[1].at("name"), "web");
+  EXPECT_EQ(rows[1].at("memory_bytes"), 1048576);
+  EXPECT_EQ(rows[1].at("resident_bytes"), 4096);
+  EXPECT_TRUE(rows[1].at("guest_free_bytes").is_null());
+}
+
 // Answers a pull: some progress, and what `end` says.
 HttpHandler puller(std::string& body, std::string end) {
   return [&body, end = std::move(end)](const HttpRequest& request, const ReplyPtr& reply) {
@@ -152,6 +172,8 @@ TEST_F(VmCommands, reclaim_tells_bytes_and_time) {
   EXPECT_EQ(ran.out, "512 MiB returned in 130.0 ms\n");
   EXPECT_EQ(ran.err, "");
   EXPECT_EQ(body, "POST /memory/reclaim {\"bytes\":536870912}");
+  EXPECT_EQ(lethe("reclaim web --json").out,
+            "{\"bytes\":536870912,\"took_ms\":130,\"complete\":true,\"text\":\"all\"}\n");
   EXPECT_EQ(lethe("reclaim web").code, 0);
   EXPECT_EQ(body, "POST /memory/reclaim {\"bytes\":\"all\"}");
 }
@@ -165,6 +187,9 @@ TEST_F(VmCommands, reclaim_that_is_incomplete_says_why_and_fails) {
   EXPECT_EQ(ran.code, 1);
   EXPECT_EQ(ran.out, "4 KiB returned in 1.0 ms, incomplete\n");
   EXPECT_EQ(ran.err, "lethe: reclaim: the guest was reset\n");
+  ran = lethe("reclaim web --json");
+  EXPECT_EQ(ran.code, 1);
+  EXPECT_THAT(ran.out, HasSubstr("\"complete\":false,\"text\":\"the guest was reset\"}\n"));
   serve("ended", puller(body, ""));
   ran = lethe("reclaim ended");
   EXPECT_EQ(ran.code, 1);

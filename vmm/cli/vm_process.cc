@@ -14,7 +14,8 @@ Result<VmProcess> VmProcess::open(const RunningVm& vm) {
   if (!fd.valid() && errno != ESRCH)
     return host_error("'{}' (process {}): {}", vm.name, vm.pid, errno_text(errno));
   // Whoever has the number now: it is the VM only if the VM's lock is still held under it.
-  LETHE_TRY_ASSIGN(const RunningVm now, find_running_vm(vm.name));
+  LETHE_TRY_ASSIGN(const RunningVm now,
+                   find_running_vm(vm.name, RunDirRoots::of_this_process(), {}));
   if (!fd.valid() || now.pid != vm.pid)
     return host_error("'{}' has ended or started anew meanwhile", vm.name);
   return VmProcess(std::move(fd));

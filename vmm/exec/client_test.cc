@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "base/test_util.h"
 #include "vmm/exec/fake_vsock.h"
 
 namespace lethe {
@@ -16,14 +17,6 @@ using exec::FrameType;
 using How = ExecEnd::How;
 using std::chrono::milliseconds;
 using testing::HasSubstr;
-
-void say(const UniqueFd& fd, const std::string& bytes) {
-  for (size_t sent = 0; sent < bytes.size();) {
-    const ssize_t now = ::send(fd.get(), bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);
-    if (now <= 0) return;
-    sent += static_cast<size_t>(now);
-  }
-}
 
 std::string hear_line(const UniqueFd& fd) {
   std::string line;
@@ -185,9 +178,11 @@ TEST_F(ExecClientTest, without_a_socket_there_is_no_agent) {
 }
 
 TEST_F(ExecClientTest, it_waits_for_an_agent_that_comes_late) {
-  std::optional<FakeVsock> vsock;
+  std::optional<FakeVsock> vsock(std::in_place, socket(), nullptr);
   std::thread later([&] {
-    std::this_thread::sleep_for(milliseconds(300));
+    // It has tried in vain; then there is no socket for a moment, too.
+    EXPECT_TRUE(eventually([&] { return vsock->connections() >= 2; }));
+    vsock.reset();
     vsock.emplace(socket(), [](const UniqueFd& fd) {
       (void)hear_line(fd);
       say(fd, kStartedFrame + exit_frame(0, 0));

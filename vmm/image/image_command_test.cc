@@ -160,7 +160,8 @@ TEST_F(ImageCommand, makes_a_disk_its_kernel_its_initrd_and_a_config_that_is_goo
   EXPECT_THAT(ran.err, HasSubstr("[1/4]   0 s  running apt-get update..."));
   EXPECT_THAT(ran.err, HasSubstr("[4/4] Kernel, initrd and config: "));
   // ext4's superblock (at 1024): its magic number at 0x38, the label at 0x78.
-  const std::string disk = read("to/disk.img").substr(0, 4096);
+  std::string disk(4096, '\0');
+  std::ifstream(x_dir / "to/disk.img").read(disk.data(), 4096);
   EXPECT_EQ(disk.substr(1024 + 0x38, 2), "\x53\xef");
   EXPECT_STREQ(disk.substr(1024 + 0x78, 16).c_str(), "root");
   struct stat status{};

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "base/file_bytes.h"
 #include "base/unique_fd.h"
 #include "vmm/config_schema.h"
 
@@ -71,12 +72,8 @@ Result<> write_file(const fs::path& path, std::string_view text, unsigned mode) 
   fs::create_directories(path.parent_path(), ignored);
   const UniqueFd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode));
   if (!file.valid()) return host_error("'{}': {}", printable(path.string()), errno_text(errno));
-  while (!text.empty()) {
-    const ssize_t wrote = ::write(file.get(), text.data(), text.size());
-    if (wrote < 0 && errno == EINTR) continue;
-    if (wrote < 0) return host_error("'{}': {}", printable(path.string()), errno_text(errno));
-    text.remove_prefix(static_cast<size_t>(wrote));
-  }
+  const auto wrote = write_all(file.get(), text);
+  if (!wrote) return host_error("'{}': {}", printable(path.string()), wrote.error().text);
   return {};
 }
 

@@ -14,6 +14,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "base/file_bytes.h"
 #include "base/state.h"
 #include "vmm/config_schema.h"
 
@@ -36,16 +37,6 @@ template <typename T>
 T load(std::span<const uint8_t> from, size_t at) {
   StateReader reader(from.subspan(at, sizeof(T)));
   return reader.number<T>();
-}
-
-Result<> write_all(int fd, std::span<const uint8_t> bytes) {
-  while (!bytes.empty()) {
-    const ssize_t done = ::write(fd, bytes.data(), bytes.size());
-    if (done < 0 && errno == EINTR) continue;
-    if (done <= 0) return host_error("{}", errno_text(done < 0 ? errno : ENOSPC));
-    bytes = bytes.subspan(static_cast<size_t>(done));
-  }
-  return {};
 }
 
 std::string parent_of(const std::string& path) {

@@ -55,7 +55,7 @@ struct VsockStream {
   UniqueFd socket{};
   bool readable = false;  // as far as we know: only a read can tell
   bool hung_up = false;   // the host has closed, or shut down both ways; data may be left
-  bool ended = false;     // a read will find the end: reads go on until they do
+  bool ended = false;     // the host sends no more: a read will find the end
   bool wants_writable = false;
   VsockCredit credit{kVsockBufferBytes};
   bool asked_for_credit = false;

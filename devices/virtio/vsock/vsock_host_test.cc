@@ -300,6 +300,38 @@ TEST(VsockHostTest, descriptors_that_a_host_program_sends_are_not_taken) {
   EXPECT_TRUE(guest.expect_op(kShutdown, ports, kBoth));
 }
 
+// Reads end behind a message that carried descriptors, with no event for what lies behind it.
+TEST(VsockHostTest, bytes_behind_descriptors_come_and_the_descriptors_are_closed) {
+  VsockGuest guest;
+  HostSocket host = HostSocket::connect(guest.path());
+  ASSERT_TRUE(host.write("CONNECT 5000\n"));
+  const auto request = guest.driver().receive_content();
+  ASSERT_TRUE(request);
+  std::array<int, 2> pipe_ends{};
+  ASSERT_EQ(::pipe2(pipe_ends.data(), O_CLOEXEC), 0);
+  const UniqueFd sees_the_end(pipe_ends[0]);
+  UniqueFd sent(pipe_ends[1]);
+  const int fd = sent.get();
+  const std::array<uint8_t, 3> bytes{'f', 'd', ' '};
+  for (const char* behind : {"one ", "two "}) {
+    ASSERT_EQ(send_packet(host.fd(), bytes, {&fd, 1}), 3);
+    ASSERT_TRUE(host.write(behind));
+  }
+  sent.reset();
+  // All the events have been when this is answered, and nothing was read yet.
+  EXPECT_TRUE(guest.driver().drain().empty());
+  ASSERT_TRUE(guest.driver().send(
+      kResponse, {.host = request->header.src_port, .guest = request->header.dst_port}));
+  std::string got;
+  while (got.size() < 14) {
+    const auto data = guest.driver().receive_content();
+    ASSERT_TRUE(data) << got;
+    got += data->payload;
+  }
+  EXPECT_EQ(got, "fd one fd two ");
+  EXPECT_TRUE(HostSocket::wait(sees_the_end.get(), POLLIN)) << "someone holds the other end";
+}
+
 TEST(VsockHostTest, a_hundred_clients_at_once_are_served) {
   VsockGuest guest({.queue_size = 256, .rx_buffers = 128});
   std::vector<HostSocket> hosts;

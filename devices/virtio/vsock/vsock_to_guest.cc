@@ -109,7 +109,9 @@ size_t VsockIo::lay_out(size_t room_max, Layout& to) const {
   return chains;
 }
 
-// Reads from the socket straight into as many of the guest's buffers as there is credit for.
+// Reads from the socket straight into as many of the guest's buffers as there is credit for. There
+// is no room for descriptors that a host program sends with its bytes: the kernel closes them
+// (unix(7)).
 VsockIo::Served VsockIo::send_data(VsockStream& stream) {
   const size_t room_max = std::min<size_t>(stream.credit.available(), kReadMax);
   if (room_max == 0) {
@@ -142,11 +144,11 @@ VsockIo::Served VsockIo::send_data(VsockStream& stream) {
     host_ended(stream);
     return Served::kMore;
   }
-  // A stream socket gives less than it is asked for only if it has no more; unless its end has come
-  // already, there will be an event for what comes later.
-  if (static_cast<size_t>(got) < layout.room && !stream.ended) stream.readable = false;
+  // Less than was asked for does not mean that there is no more, and the event for what is left has
+  // been: a read ends behind a message that carried descriptors, and before urgent data. Only
+  // EAGAIN says so.
   send_filled(stream, layout, static_cast<size_t>(got));
-  return can_read(stream) ? Served::kMore : Served::kDone;
+  return Served::kMore;
 }
 
 // Sends off what a read has put into staged buffers.

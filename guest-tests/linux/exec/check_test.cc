@@ -1,8 +1,6 @@
 // `lethe check` with commands in the guest, from config to report: a script stands for `lethe run`,
 // a Unix socket for the guest's vsock, and behind it is the real agent, which runs the commands
 // here.
-#include "vmm/check/check.h"
-
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -10,10 +8,10 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <optional>
 
 #include "guest-tests/linux/exec/serve.h"
+#include "vmm/check/check_fixture.h"
 #include "vmm/exec/fake_vsock.h"
 #include "vmm/exec/protocol.h"
 
@@ -25,53 +23,28 @@ using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
 
-class CheckExec : public testing::Test {
+class CheckExec : public CheckFixture {
  protected:
   void SetUp() override {
-    char made[] = "/tmp/lethe-chke-XXXXXX";
-    ASSERT_NE(::mkdtemp(made), nullptr);
-    x_dir = made;
-    const char* const before = std::getenv("XDG_RUNTIME_DIR");
-    if (before != nullptr) x_xdg_before = before;
-    ::setenv("XDG_RUNTIME_DIR", made, 1);
+    CheckFixture::SetUp();
     // Ends when the file `end` is there, or by a signal.
-    write("stub",
-          "#!/bin/sh\n"
-          "run_dir=$XDG_RUNTIME_DIR/lethe/$5\n"
-          "mkdir -p -m 700 \"$run_dir\"\n"
-          "exec 9>\"$run_dir/lock\"; flock 9; echo $$ >&9\n"
-          "trap 'exit 6' TERM\n"
-          "cd \"$(dirname \"$2\")\" || exit 98\n"
-          "echo booted\n"
-          "while ! [ -e end ]; do sleep 0.01; done\n"
-          "exit \"$(cat end)\"\n");
-    ASSERT_EQ(::chmod((x_dir + "/stub").c_str(), 0755), 0);
+    locked_stub(
+        "trap 'exit 6' TERM\n"
+        "echo booted\n"
+        "while ! [ -e end ]; do sleep 0.01; done\n"
+        "exit \"$(cat end)\"\n");
     x_options.inputs = {x_dir + "/a.toml"};
-    x_options.program = x_dir + "/stub";
-    x_options.junit_file = x_dir + "/out.xml";
-    x_options.out_dir = x_dir + "/logs";
     fs::create_directories(x_dir + "/lethe/check-1-a");
     start_agent([](UniqueFd fd) { exec::serve(std::move(fd)); });
   }
   void TearDown() override {
     x_vsock.reset();
-    if (x_xdg_before)
-      ::setenv("XDG_RUNTIME_DIR", x_xdg_before->c_str(), 1);
-    else
-      ::unsetenv("XDG_RUNTIME_DIR");
-    fs::remove_all(x_dir);
+    CheckFixture::TearDown();
   }
 
   void start_agent(FakeVsock::Guest guest) {
     x_vsock.reset();
     x_vsock.emplace(x_dir + "/lethe/check-1-a/vsock.sock", std::move(guest));
-  }
-  void write(const std::string& name, const std::string& text) {
-    std::ofstream(x_dir + "/" + name) << text;
-  }
-  std::string read(const std::string& name) {
-    std::ifstream file(x_dir + "/" + name);
-    return {std::istreambuf_iterator<char>(file), {}};
   }
   // A guest with these keys of [check], and these [[check.exec]].
   void guest(const std::string& check, const std::vector<std::string>& steps) {
@@ -79,22 +52,9 @@ class CheckExec : public testing::Test {
     for (const std::string& step : steps) text += "[[check.exec]]\n" + step + "\n";
     write("a.toml", text);
   }
-  int run() {
-    testing::internal::CaptureStdout();
-    testing::internal::CaptureStderr();
-    const int code = run_checks(x_options);
-    x_out = testing::internal::GetCapturedStdout();
-    x_err = testing::internal::GetCapturedStderr();
-    x_junit = read("out.xml");
-    return code;
-  }
 
   static constexpr const char* kVsockTable = "[vsock]\nenabled = true\n";
-  std::string x_dir;
-  std::optional<std::string> x_xdg_before;
   std::optional<FakeVsock> x_vsock;
-  CheckOptions x_options;
-  std::string x_out, x_err, x_junit;
   std::string x_code;  // what the guest ends with
 };
 

@@ -1,14 +1,18 @@
 // `lethe exec`, the built program, with the real agent behind a Unix socket: streams, exit codes.
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <optional>
+#include <thread>
 
 #include "base/test_util.h"
 #include "guest-tests/linux/exec/serve.h"
@@ -35,6 +39,7 @@ class ExecCommand : public testing::Test {
     ASSERT_TRUE(run_dir);
     x_run_dir.emplace(std::move(*run_dir));
     x_vsock.emplace(socket(), [](UniqueFd fd) { exec::serve(std::move(fd)); });
+    x_run_dir->set_ready();
   }
   void TearDown() override {
     x_vsock.reset();
@@ -53,6 +58,14 @@ class ExecCommand : public testing::Test {
                     x_dir, before, LETHE_PROGRAM, words);
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read("out"), read("err")};
+  }
+
+  // Its exit code; 128 + SIGKILL if it took too long: then all that it started is killed, too.
+  int run_script(const std::string& script) {
+    std::ofstream(x_dir + "/script") << script << "\n";
+    const int status = std::system(
+        fmt::format("cd {0} && XDG_RUNTIME_DIR={0} timeout -s KILL 30 bash script", x_dir).c_str());
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   }
 
   std::string x_dir;
@@ -110,26 +123,30 @@ TEST_F(ExecCommand, wrong_words_are_refused) {
 }
 
 TEST_F(ExecCommand, a_signal_ends_the_command_too) {
-  const std::string command = fmt::format(
-      "cd {0}; export XDG_RUNTIME_DIR={0}; {1} exec web -- sh -c 'echo $$ >{0}/pid; exec sleep "
-      "1000' & "
-      "for i in $(seq 200); do [ -s pid ] && break; sleep 0.05; done; kill -TERM $!; wait $!",
-      x_dir, LETHE_PROGRAM);
-  EXPECT_EQ(WEXITSTATUS(std::system(command.c_str())), 128 + SIGTERM);
-  const pid_t pid = std::stoi(read("pid"));
-  EXPECT_TRUE(eventually([&] { return ::kill(pid, 0) != 0; }));
+  EXPECT_EQ(run_script(fmt::format("{} exec web -- sh -c 'echo $$ >{}/pid; exec sleep 1000' & "
+                                   "until [ -s pid ]; do sleep 0.05; done; kill -TERM $!; wait $!",
+                                   LETHE_PROGRAM, x_dir)),
+            128 + SIGTERM);
+  EXPECT_TRUE(eventually([&] { return ::kill(std::stoi(read("pid")), 0) != 0; }));
 }
 
 TEST_F(ExecCommand, a_signal_ends_it_while_its_output_is_blocked) {
-  const std::string command = fmt::format(
-      "cd {0}; export XDG_RUNTIME_DIR={0}; mkfifo fifo; exec 9<>fifo; "
-      "{1} exec web -- sh -c 'echo $$ >{0}/pid; exec yes' >fifo & "
-      "for i in $(seq 200); do [ -s pid ] && break; sleep 0.05; done; sleep 0.5; "
-      "kill -TERM $!; wait $!",
-      x_dir, LETHE_PROGRAM);
-  EXPECT_EQ(WEXITSTATUS(std::system(command.c_str())), 128 + SIGTERM);
-  const pid_t pid = std::stoi(read("pid"));
-  EXPECT_TRUE(eventually([&] { return ::kill(pid, 0) != 0; }));
+  ASSERT_EQ(::mkfifo((x_dir + "/fifo").c_str(), 0600), 0);
+  const UniqueFd fifo(::open((x_dir + "/fifo").c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC));
+  ASSERT_TRUE(fifo.valid());
+  std::thread looks([&] {
+    EXPECT_TRUE(eventually([&] {
+      pollfd room{fifo.get(), POLLOUT, 0};
+      return ::poll(&room, 1, 0) == 0;
+    }));
+    std::ofstream(x_dir + "/full") << "full";
+  });
+  EXPECT_EQ(run_script(fmt::format("{} exec web -- sh -c 'echo $$ >{}/pid; exec yes' >fifo & "
+                                   "until [ -s full ]; do sleep 0.05; done; kill -TERM $!; wait $!",
+                                   LETHE_PROGRAM, x_dir)),
+            128 + SIGTERM);
+  looks.join();
+  EXPECT_TRUE(eventually([&] { return ::kill(std::stoi(read("pid")), 0) != 0; }));
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 
 #include "base/test_util.h"
 #include "guest-tests/linux/exec/request.h"
+#include "vmm/exec/fake_vsock.h"
 #include "vmm/exec/protocol.h"
 
 namespace lethe::exec {
@@ -48,14 +49,7 @@ class Session {
     x_client.reset();
     x_thread.join();
   }
-  void say(const std::string& bytes) const {
-    for (size_t sent = 0; sent < bytes.size();) {
-      const ssize_t now =
-          ::send(x_client.get(), bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);
-      if (now <= 0) return;
-      sent += static_cast<size_t>(now);
-    }
-  }
+  void say(const std::string& bytes) const { lethe::say(x_client, bytes); }
   void input(const std::string& text) const { say(frame(FrameType::kStdin, text)); }
   void close() { x_client.reset(); }
   // Reads one frame more into `heard`; false at the end.

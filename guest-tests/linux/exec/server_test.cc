@@ -1,7 +1,9 @@
 // The program lethe-exec: it listens, serves clients side by side, and refuses one too many.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -14,6 +16,7 @@
 #include "base/test_util.h"
 #include "base/unique_fd.h"
 #include "guest-tests/linux/exec/server.h"
+#include "vmm/exec/fake_vsock.h"
 #include "vmm/exec/protocol.h"
 
 namespace lethe::exec {
@@ -54,9 +57,6 @@ class ExecServer : public testing::Test {
     if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
       fd.reset();
     return fd;
-  }
-  static void say(const UniqueFd& fd, const std::string& text) {
-    (void)!::send(fd.get(), text.data(), text.size(), MSG_NOSIGNAL);
   }
   // The first frame that comes.
   static std::optional<FrameReader::Frame> hear(const UniqueFd& fd) {
@@ -106,6 +106,23 @@ TEST_F(ExecServer, serves_many_at_once_refuses_one_more_and_goes_on) {
     const auto first = hear(again);
     return first && first->type == FrameType::kStarted;
   }));
+}
+
+TEST_F(ExecServer, an_agent_that_is_out_of_descriptors_for_a_while_serves_on) {
+  rlimit limit{};
+  ASSERT_EQ(::prlimit(x_pid, RLIMIT_NOFILE, nullptr, &limit), 0);
+  const rlimit none{.rlim_cur = 0, .rlim_max = limit.rlim_max};
+  ASSERT_EQ(::prlimit(x_pid, RLIMIT_NOFILE, &none, nullptr), 0);
+  // An accept() that waits already may have its descriptor.
+  const std::array<UniqueFd, 2> clients{connect(), connect()};
+  for (const UniqueFd& client : clients) say(client, "{\"version\":1,\"run\":[\"true\"]}\n");
+  // Nothing may come to the second one: as long as some tries take.
+  pollfd silent{clients[1].get(), POLLIN, 0};
+  EXPECT_EQ(::poll(&silent, 1, 300), 0) << "it was served, or the agent has ended";
+  ASSERT_EQ(::prlimit(x_pid, RLIMIT_NOFILE, &limit, nullptr), 0);
+  const auto first = hear(clients[1]);
+  ASSERT_TRUE(first);
+  EXPECT_EQ(first->type, FrameType::kStarted);
 }
 
 TEST_F(ExecServer, who_is_served_still_does_not_hold_the_address_after_its_end) {
