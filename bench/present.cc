@@ -6,8 +6,8 @@
 // this process to after recvmsg() in another one: one way, so one wake-up where ours has two (the
 // gui thread's, the frontend's). So present.relay_p50_us is there too, the least that two wake-ups
 // take: an eventfd whose thread does nothing but send the message on. In turn, from an idle host
-// each time, since a frame of a guest comes every few milliseconds. Who sent goes on running for a while, as a vCPU does after a kick
-// that does not leave the guest.
+// each time, since a frame of a guest comes every few milliseconds. Who sent goes on running for a
+// while, as a vCPU does after a kick that does not leave the guest.
 //
 // present.resolution_ratio: the same median for windows of 640x480 to 3840x2160 in blobs, all of
 // them damaged: the largest by the smallest.
