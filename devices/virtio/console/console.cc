@@ -200,9 +200,9 @@ void ConsoleDevice::serve_transmit() {
     while (budget > 0 && !sink_full) {
       if (!x_sending) {
         x_sending = queue->pop();
+        if (!x_sending) break;
         x_sent = std::exchange(x_sent_before, 0);
       }
-      if (!x_sending) break;
       sink_full = !send(budget);
     }
   } while (budget > 0 && !sink_full && !queue->broken() && queue->enable_kicks());
