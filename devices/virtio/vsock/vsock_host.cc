@@ -1,4 +1,5 @@
 // The host's sockets: clients that connect, listeners that the guest connects to, and their ends.
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -227,9 +228,12 @@ void VsockIo::flush(VsockStream& stream) {
     tell(stream, VsockStream::kCreditUpdate);
 }
 
-// The host sends no more: a read has found the end.
+// The host sends no more: a read has found the end. If it has closed, which the guest is told with
+// the same packet, the event that says so may still be on its way.
 void VsockIo::host_ended(VsockStream& stream) {
   stream.readable = false;
+  pollfd socket{stream.socket.get(), 0, 0};
+  if (::poll(&socket, 1, 0) == 1 && (socket.revents & POLLHUP) != 0) stream.hung_up = true;
   if (stream.hung_up) host_gone(stream);
   stream.shut_by_host |= VIRTIO_VSOCK_SHUTDOWN_SEND;
   tell(stream, VsockStream::kShutdown);
