@@ -235,6 +235,7 @@ void VsockIo::host_ended(VsockStream& stream) {
   pollfd socket{stream.socket.get(), 0, 0};
   if (::poll(&socket, 1, 0) == 1 && (socket.revents & POLLHUP) != 0) stream.hung_up = true;
   if (stream.hung_up) host_gone(stream);
+  if ((stream.shut_by_host & VIRTIO_VSOCK_SHUTDOWN_SEND) != 0) return;
   stream.shut_by_host |= VIRTIO_VSOCK_SHUTDOWN_SEND;
   tell(stream, VsockStream::kShutdown);
 }
