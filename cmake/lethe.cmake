@@ -11,7 +11,8 @@ target_compile_options(lethe_flags INTERFACE
   -Wno-gnu-variable-sized-type-not-at-end
   -fPIE -fstack-protector-strong -fno-omit-frame-pointer -ffunction-sections -fdata-sections)
 target_compile_definitions(lethe_flags INTERFACE _GNU_SOURCE)
-target_link_options(lethe_flags INTERFACE -fuse-ld=lld -Wl,--gc-sections)
+# Functions of the same code become one: nothing compares their addresses.
+target_link_options(lethe_flags INTERFACE -fuse-ld=lld -Wl,--gc-sections -Wl,--icf=all)
 if(LETHE_SANITIZE)
   target_compile_options(lethe_flags INTERFACE -fsanitize=${LETHE_SANITIZE}
     -fno-sanitize-recover=all)
