@@ -48,6 +48,9 @@ constexpr int kRounds = 10;
 constexpr int kWarmUp = 200;  // requests
 constexpr int kEach = 1000;   // requests of each server, a round
 constexpr std::chrono::seconds kIdle{10};
+// What the start and the requests have set off goes on for a while: a request's deadline wakes the
+// main thread once, although the answer has gone.
+constexpr std::chrono::seconds kSettle{12};
 constexpr size_t kEchoBytes = 112;  // as long as GET /state's answer
 
 [[noreturn]] void fail(const std::string& why) {
@@ -283,8 +286,7 @@ void measure_idle(const Folder& folder, lethe::BenchReport& report) {
   (void)quiet.ask("GET /state HTTP/1.1\r\nHost: vm\r\n\r\n");
   const Client listener(vm.socket());
   listener.send("GET /events HTTP/1.1\r\nHost: vm\r\n\r\n");
-  // What the start and the requests have set off goes on for a while.
-  usleep(500'000);
+  usleep(std::chrono::microseconds(kSettle).count());
   const double stalled = host_stall_ms();
   const Vm::Activity before = vm.activity();
   usleep(std::chrono::microseconds(kIdle).count());
