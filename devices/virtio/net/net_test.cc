@@ -175,7 +175,9 @@ RC_GTEST_PROP(NetProperty, what_goes_in_comes_out_in_order, ()) {
   const auto pieces = *rc::gen::inRange<size_t>(1, 6);
   const bool merging = *rc::gen::arbitrary<bool>();
   StreamPeer peer;
-  NetGuest guest(peer.ports(), {}, merging ? ~uint64_t{0} : kWithoutMerging, 1024);
+  constexpr uint16_t kRing = 512;  // 20'000 bytes in buffers of 64 are 313
+  NetGuest guest(peer.ports(), {.queue_size = kRing}, merging ? ~uint64_t{0} : kWithoutMerging,
+                 kRing);
   for (uint32_t i = 0; i < sizes.size(); ++i) {
     const Bytes frame = make_frame(sizes[i], i);
     RC_ASSERT(guest.send(frame, {}, pieces));
