@@ -92,7 +92,7 @@ class ConsoleHub {
   Keys x_keys;
   bool x_keys_paused = false;
   UniqueFd x_listener;
-  std::unique_ptr<EventLoop::Watch> x_accepting;     // null: not for now
+  std::unique_ptr<EventLoop::Watch> x_accepting;     // null: out of descriptors
   std::unique_ptr<EventLoop::Timer> x_accept_timer;  // runs then
   std::unique_ptr<EventLoop::Timer> x_stuck_timer;   // runs while a client is blocked
   bool x_stuck_timer_runs = false;
