@@ -20,12 +20,6 @@ constexpr size_t kZeroBytes = 64 * 1024;
 // Not const, so that it takes no room in the program's file. Nothing writes to it.
 alignas(4096) uint8_t zeroes[kZeroBytes];
 
-// How long to look for more before sleeping. Waking up costs the guest an exit and this thread a
-// trip through the scheduler, some 5 to 50 us.
-constexpr std::chrono::microseconds kSpin{10};
-constexpr int kSpinPauses = 20;  // between two looks: they pull at a cache line of the guest's
-constexpr int kSpinCreditMax = 16;
-
 void prefetch(const Chain& chain) {
   if (!chain.writable().empty()) {
     const IoSlice& last = chain.writable().back();
@@ -128,7 +122,7 @@ void BlockIo::stop_all() {
 // Works until there is nothing left to do, then asks for kicks and for the ring's wakings.
 void BlockIo::pump() {
   x_ring->disarm();
-  note_waking();
+  x_spinner.woke();
   for (LiveQueue& live : x_queues) {
     if (live.queue) live.queue->disable_kicks();
   }
@@ -142,7 +136,7 @@ void BlockIo::pump() {
     end_round();
     if (took || reaped || found_by_spinning() || want_kicks()) continue;
     if (!x_ring->arm()) {
-      x_slept_at = std::chrono::steady_clock::now();
+      x_spinner.sleeps();
       return;
     }
     x_ring->disarm();
@@ -152,26 +146,8 @@ void BlockIo::pump() {
   x_ring->event().signal();
 }
 
-// Spinning pays off where work comes soon after it ran out: with a guest that keeps its queue busy,
-// and not with one that waits for each request. What was seen last decides.
-void BlockIo::note_waking() {
-  if (x_slept_at == std::chrono::steady_clock::time_point{}) return;
-  if (std::chrono::steady_clock::now() - x_slept_at < kSpin) x_spin_credit = kSpinCreditMax;
-  x_slept_at = {};
-}
-
 bool BlockIo::found_by_spinning() {
-  if (x_spin_credit == 0 || x_held != nullptr) return false;
-  const auto until = std::chrono::steady_clock::now() + kSpin;
-  do {
-    for (int i = 0; i < kSpinPauses; ++i) __builtin_ia32_pause();
-    if (take_available()) {
-      x_spin_credit = kSpinCreditMax;
-      return true;
-    }
-  } while (std::chrono::steady_clock::now() < until);
-  --x_spin_credit;
-  return false;
+  return x_held == nullptr && x_spinner.finds([this] { return take_available(); });
 }
 
 bool BlockIo::take_available() {

@@ -11,11 +11,6 @@ namespace {
 constexpr unsigned kRoundsMax = 16;    // of a pump before other work has its turn
 constexpr unsigned kPacketBatch = 16;  // taken from the guest before the other way has its turn
 
-// As in BlockIo: how long to look for more before sleeping, where that paid off lately.
-constexpr std::chrono::microseconds kSpin{20};
-constexpr int kSpinPauses = 20;  // between two looks
-constexpr int kSpinCreditMax = 16;
-
 }  // namespace
 
 VsockIo::VsockIo(EventLoop& loop, VsockIoOptions options, VsockCounters& counters)
@@ -90,12 +85,12 @@ void VsockIo::restored() {
 
 // Works until there is nothing left to do, then asks for kicks.
 void VsockIo::pump() {
-  note_waking();
+  x_spinner.woke();
   for (LiveQueue& live : x_queues)
     if (live.queue) live.queue->disable_kicks();
   for (unsigned round = 0; round < kRoundsMax; ++round) {
-    if (work() || found_by_spinning() || want_kicks()) continue;
-    x_slept_at = std::chrono::steady_clock::now();
+    if (work() || x_spinner.finds([this] { return work(); }) || want_kicks()) continue;
+    x_spinner.sleeps();
     return;
   }
   x_again->signal();
@@ -108,28 +103,6 @@ bool VsockIo::work() {
   worked |= take_events();
   end_round();
   return worked;
-}
-
-// Sleeping and waking takes as long as copying a packet or more. With streams that are busy there
-// is something again soon; what was seen last decides.
-void VsockIo::note_waking() {
-  if (x_slept_at == std::chrono::steady_clock::time_point{}) return;
-  if (std::chrono::steady_clock::now() - x_slept_at < kSpin) x_spin_credit = kSpinCreditMax;
-  x_slept_at = {};
-}
-
-bool VsockIo::found_by_spinning() {
-  if (x_spin_credit == 0) return false;
-  const auto until = std::chrono::steady_clock::now() + kSpin;
-  do {
-    for (int i = 0; i < kSpinPauses; ++i) __builtin_ia32_pause();
-    if (work()) {
-      x_spin_credit = kSpinCreditMax;
-      return true;
-    }
-  } while (std::chrono::steady_clock::now() < until);
-  --x_spin_credit;
-  return false;
 }
 
 bool VsockIo::take_sent() {

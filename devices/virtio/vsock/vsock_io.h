@@ -26,6 +26,7 @@
 #include "base/event_loop.h"
 #include "base/unique_fd.h"
 #include "devices/virtio/device.h"
+#include "devices/virtio/spinner.h"
 #include "devices/virtio/vsock/stream.h"
 
 namespace lethe {
@@ -115,8 +116,6 @@ class VsockIo {
   bool take_sent();
   bool take_events();
   bool want_kicks();
-  void note_waking();
-  bool found_by_spinning();
   void report_if_broken(LiveQueue& live);
   void end_round();
 
@@ -180,10 +179,9 @@ class VsockIo {
   // into at once.
   std::array<std::optional<Chain>, kStagedMax> x_staged;
   size_t x_staged_count = 0;
-  std::chrono::steady_clock::time_point x_slept_at;  // the last pump's end; 0: still at work
-  int x_spin_credit = 0;                             // spins to try before giving it up
-  bool x_starved = false;                            // something waits for buffers of the guest's
-  bool x_event_due = false;                          // TRANSPORT_RESET
+  Spinner x_spinner{std::chrono::microseconds{20}};
+  bool x_starved = false;    // something waits for buffers of the guest's
+  bool x_event_due = false;  // TRANSPORT_RESET
 
   VsockTable x_table;
   VsockSchedule x_schedule;
