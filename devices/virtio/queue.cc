@@ -158,6 +158,7 @@ Result<std::unique_ptr<Queue>> Queue::create(const GuestMemory& memory, const Qu
   queue->x_avail = reinterpret_cast<uint16_t*>(avail);
   queue->x_used = reinterpret_cast<uint16_t*>(used);
   queue->x_size = size;
+  queue->x_mask = static_cast<uint16_t>(size - 1);
   queue->x_slots = std::make_unique_for_overwrite<Slot[]>(size);
   queue->x_long_slices = std::make_unique<LongSlices[]>(size);
   queue->x_head_in_flight = std::make_unique<bool[]>(size);
@@ -219,9 +220,9 @@ void Queue::look_ahead() {
 // longer than fetching one. Nothing but a hint: pop() looks at the entries again.
 void Queue::prefetch_descriptors(uint16_t count) const {
   for (uint16_t i = 0; i < count; ++i) {
-    const auto position = static_cast<uint16_t>(x_next_avail + i) & (x_size - 1);
+    const auto position = static_cast<uint16_t>(x_next_avail + i) & x_mask;
     const uint16_t head = load(x_avail[kAvailRing + position], std::memory_order_relaxed);
-    const uint8_t* const entry = x_desc + sizeof(vring_desc) * (head & (x_size - 1));
+    const uint8_t* const entry = x_desc + sizeof(vring_desc) * (head & x_mask);
     __builtin_prefetch(entry);
     __builtin_prefetch(entry + kChainBytesUsual);
   }
@@ -233,7 +234,7 @@ std::optional<Chain> Queue::pop(const MemoryMap& map) {
     return pop_kept(map);
   if (x_next_avail == x_avail_index && !fetch_avail_index()) return std::nullopt;
   const uint16_t head =
-      load(x_avail[kAvailRing + (x_next_avail & (x_size - 1))], std::memory_order_relaxed);
+      load(x_avail[kAvailRing + (x_next_avail & x_mask)], std::memory_order_relaxed);
   if (head >= x_size) {
     fail("a head index lies outside the descriptor table");
     return std::nullopt;
@@ -376,7 +377,7 @@ void Queue::complete(uint16_t head, uint32_t written) {
   // The driver gets nothing more from a broken queue: it has to reset the device.
   if (x_broken) return;
   const vring_used_elem element{.id = head, .len = written};
-  uint16_t* const entry = x_used + kUsedRing + kUsedElementWords * (x_used_index & (x_size - 1));
+  uint16_t* const entry = x_used + kUsedRing + kUsedElementWords * (x_used_index & x_mask);
   // SAFETY: the entry lies in the ring (masked index), which create() checked; the driver does not
   // read it before the store of idx below.
   std::memcpy(entry, &element, sizeof element);

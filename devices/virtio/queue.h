@@ -223,6 +223,9 @@ class alignas(128) Queue {
   uint16_t* x_used = nullptr;       // flags, idx, vring_used_elem[size], avail_event
 
   uint16_t x_size = 0;
+  // x_size - 1. Also keeps x_in_flight apart: a load of 4 bytes for a mask, right after the store
+  // of x_in_flight among them, would wait for that store.
+  uint16_t x_mask = 0;
   uint16_t x_in_flight = 0;
   uint16_t x_next_avail = 0;   // of the available ring: what pop() takes next
   uint16_t x_avail_index = 0;  // how far the driver was when we last looked
