@@ -196,8 +196,8 @@ class Run {
         (void)x_pair.send();
         return;
       case 4:
-        x_pair.buffers_added();
         (void)x_pair.receive();
+        (void)x_pair.want_kicks();
         return;
       case 5:
         return run_commands();

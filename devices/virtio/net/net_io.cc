@@ -15,6 +15,7 @@ constexpr uint64_t kGuestOffloads =
     net_bit(VIRTIO_NET_F_GUEST_CSUM) | net_bit(VIRTIO_NET_F_GUEST_TSO4) |
     net_bit(VIRTIO_NET_F_GUEST_TSO6) | net_bit(VIRTIO_NET_F_GUEST_ECN);
 constexpr unsigned kCommandsTurn = 16;
+constexpr unsigned kRoundsMax = 16;  // of a pair before other work has its turn
 constexpr uint32_t kStateVersion = 2;
 
 }  // namespace
@@ -206,7 +207,6 @@ void NetIo::on_kick(uint16_t index) {
   const size_t slot = index / 2;
   if (slot >= x_slots.size()) return;
   const bool receive = index % 2 == 0;
-  if (receive) x_slots[slot]->pair.buffers_added();
   run(slot, !receive, receive);
 }
 
@@ -231,26 +231,52 @@ void NetIo::run_all() {
 
 // 5.1.6.5.5: of the pairs that the driver does not use nothing is read, on either side.
 void NetIo::run(size_t slot, bool send, bool receive) {
-  NetPair& pair = x_slots[slot]->pair;
-  if (slot < x_active_pairs && send) take_turn(pair.send());
-  if (slot < x_active_pairs && receive) take_turn(pair.receive());
+  if (slot < x_active_pairs) {
+    Slot& entry = *x_slots[slot];
+    entry.spinner.woke();
+    bool rests = take_turns(entry.pair, send, receive);
+    const auto look = [&] {
+      rests = take_turns(entry.pair, true, true);
+      return !rests || entry.pair.take_worked();
+    };
+    unsigned rounds = 0;
+    while (rests && rounds++ < kRoundsMax) {
+      if (entry.spinner.finds(look)) continue;
+      if (!entry.pair.want_kicks()) break;
+      rests = take_turns(entry.pair, true, true);
+    }
+    if (rounds > kRoundsMax) x_again->signal();  // after the loop's other work
+    entry.spinner.sleeps();
+  }
   update_interest(slot);
 }
 
-void NetIo::take_turn(NetPair::Turn turn) {
+// True if there is nothing more to do for now.
+bool NetIo::take_turns(NetPair& pair, bool send, bool receive) {
+  bool rests = true;
+  if (send) rests &= take_turn(pair.send());
+  if (receive) rests &= take_turn(pair.receive());
+  return rests;
+}
+
+bool NetIo::take_turn(NetPair::Turn turn) {
   switch (turn) {
     case NetPair::Turn::kIdle:
-      return;
+      return true;
     case NetPair::Turn::kMore:
-      return x_again->signal();
+      x_again->signal();
+      return false;
     case NetPair::Turn::kThrottled:
       if (!std::exchange(x_timer_runs, true)) ++x_counters.throttled;
       // Set anew each time: the other direction, or a limit that was lifted, may be due sooner.
-      return x_timer->start(std::max<std::chrono::nanoseconds>(std::chrono::microseconds(1),
-                                                               x_shared.next_allowed()));
+      x_timer->start(std::max<std::chrono::nanoseconds>(std::chrono::microseconds(1),
+                                                        x_shared.next_allowed()));
+      return true;
     case NetPair::Turn::kLost:
-      return lose_ports();
+      lose_ports();
+      return false;
   }
+  return true;
 }
 
 void NetIo::update_interest(size_t slot) {

@@ -11,6 +11,7 @@
 #include "base/mutex.h"
 #include "devices/virtio/net/net_control.h"
 #include "devices/virtio/net/net_pair.h"
+#include "devices/virtio/spinner.h"
 
 namespace lethe {
 
@@ -81,6 +82,7 @@ class NetIo final : private NetCommands {
   struct Slot {
     explicit Slot(NetShared& shared) : pair(shared) {}
     NetPair pair;
+    Spinner spinner{std::chrono::microseconds{20}};
     bool watched = false;
     uint32_t interest = 0;  // epoll's events
   };
@@ -95,7 +97,8 @@ class NetIo final : private NetCommands {
   void on_kick(uint16_t index);
   void run_all();
   void run(size_t slot, bool send, bool receive);
-  void take_turn(NetPair::Turn turn);
+  bool take_turns(NetPair& pair, bool send, bool receive);
+  bool take_turn(NetPair::Turn turn);
   void update_interest(size_t slot);
   void tell_ports();
   void update_link();

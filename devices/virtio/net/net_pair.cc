@@ -49,7 +49,10 @@ void NetPair::start_receive(std::unique_ptr<Queue> queue) {
   x_starved = x_rx_throttled = false;
 }
 
-void NetPair::start_send(std::unique_ptr<Queue> queue) { x_tx = std::move(queue); }
+void NetPair::start_send(std::unique_ptr<Queue> queue) {
+  x_tx = std::move(queue);
+  x_tx_empty = false;
+}
 
 void NetPair::stop_receive() {
   // The guest gets these buffers back: what of a frame is in them goes into the next ones.
@@ -65,6 +68,13 @@ void NetPair::stop_send() {
   x_frames.clear();
   x_batch_sent = 0;
   x_tx.reset();
+}
+
+bool NetPair::want_kicks() {
+  bool more = false;
+  if (x_tx && x_tx_empty) more |= x_tx->enable_kicks();
+  if (x_rx && x_starved) more |= x_rx->enable_kicks();
+  return more;
 }
 
 bool NetPair::wants_writable() const {
@@ -85,6 +95,7 @@ NetPair::Turn NetPair::end_send(Turn turn) {
 }
 
 NetPair::Turn NetPair::send() {
+  x_tx_empty = false;
   if (x_port != nullptr && x_port->unsent()) {
     const NetIoState state = x_port->flush();
     if (state != NetIoState::kDone) return state == NetIoState::kLost ? Turn::kLost : Turn::kIdle;
@@ -96,7 +107,8 @@ NetPair::Turn NetPair::send() {
       if (x_shared.limited && x_shared.tx.wait().count() > 0) return end_send(Turn::kThrottled);
       const bool popped = fill_batch();
       if (broken(x_tx)) return Turn::kIdle;
-      if (!popped && !x_tx->enable_kicks()) return end_send(Turn::kIdle);
+      x_tx_empty = !popped;
+      if (x_tx_empty) return end_send(Turn::kIdle);
     }
     switch (send_batch()) {
       case NetIoState::kDone:
@@ -118,12 +130,18 @@ bool NetPair::fill_batch() {
   x_frames.clear();
   x_batch_sent = x_tx_vectors_used = 0;
   const size_t batch_max = x_shared.limited ? 1 : kTxBatch;
+  const uint64_t bytes_max = x_port == nullptr ? UINT64_MAX : x_port->batch_bytes();
+  uint64_t bytes = 0;
+  uint64_t last = 0;  // the next frame is likely as long
   const GuestMemory::MapGuard map = x_tx->map();
   size_t popped = 0;
-  while (popped < batch_max && x_tx_vectors_used + 1 + x_tx->size() <= kTxVectors) {
+  while (popped < batch_max && bytes + last <= bytes_max &&
+         x_tx_vectors_used + 1 + x_tx->size() <= kTxVectors) {
     auto chain = x_tx->pop(*map);
     if (!chain) break;
     ++popped;
+    last = chain->readable_bytes();
+    bytes += last;
     add_to_batch(std::move(*chain));
   }
   return popped > 0;
@@ -131,7 +149,13 @@ bool NetPair::fill_batch() {
 
 // What is refused is completed at once: its frame is lost, as frames get lost on networks.
 void NetPair::add_to_batch(Chain chain) {
-  NetFrame frame;
+  NetFrame& frame = x_frames.emplace_back();
+  if (!take_frame(chain, frame)) return x_frames.pop_back();
+  if (x_shared.limited) x_shared.tx.take(frame.bytes);
+  x_batch.push_back(std::move(chain));
+}
+
+bool NetPair::take_frame(const Chain& chain, NetFrame& frame) {
   const uint64_t bytes = chain.readable_bytes();
   const char* wrong = nullptr;
   if (bytes < kHeaderBytes || !chain.copy_front(frame.header))
@@ -144,9 +168,12 @@ void NetPair::add_to_batch(Chain chain) {
   if (wrong != nullptr) {
     add(x_shared.counters.tx_refused);
     LETHE_LOG_LIMITED(LogModule::kNet, "frame refused: {}", wrong);
-    return;
+    return false;
   }
-  if (!x_shared.link_up || x_port == nullptr) return add(x_shared.counters.tx_dropped);
+  if (!x_shared.link_up || x_port == nullptr) {
+    add(x_shared.counters.tx_dropped);
+    return false;
+  }
   frame.bytes = static_cast<uint32_t>(bytes - kHeaderBytes);
   iovec* const first = x_tx_vectors.get() + x_tx_vectors_used;
   size_t count = 1;  // the port's
@@ -157,9 +184,7 @@ void NetPair::add_to_batch(Chain chain) {
   }
   x_tx_vectors_used += count;
   frame.vectors = {first, count};
-  if (x_shared.limited) x_shared.tx.take(frame.bytes);
-  x_frames.push_back(frame);
-  x_batch.push_back(std::move(chain));
+  return true;
 }
 
 NetIoState NetPair::send_batch() {
@@ -167,6 +192,7 @@ NetIoState NetPair::send_batch() {
   const std::span<NetFrame> left = std::span(x_frames).subspan(x_batch_sent);
   const NetPort::Sent sent = x_port->send(left);
   uint64_t bytes = 0;
+  if (sent.taken > 0) x_worked = true;
   for (size_t i = 0; i < sent.taken; ++i) {
     bytes += left[i].bytes;
     x_batch[x_batch_sent++].complete(0);
@@ -190,7 +216,8 @@ NetPair::Turn NetPair::end_receive(Turn turn) {
 }
 
 NetPair::Turn NetPair::receive() {
-  if (!x_rx || x_port == nullptr || x_starved) return Turn::kIdle;
+  x_starved = false;
+  if (!x_rx || x_port == nullptr) return Turn::kIdle;
   x_rx->disable_kicks();
   for (unsigned frames = 0; frames < kTurnFrames; ++frames) {
     x_rx_throttled = x_shared.limited && x_shared.rx.wait().count() > 0;
@@ -205,6 +232,7 @@ std::optional<NetPair::Turn> NetPair::drop_next(std::atomic<uint64_t>& counter) 
   x_receiving = false;
   switch (x_port->skip()) {
     case NetIoState::kDone:
+      x_worked = true;
       add(counter);
       return std::nullopt;
     case NetIoState::kWouldBlock:
@@ -224,10 +252,8 @@ std::optional<NetPair::Turn> NetPair::receive_one() {
   const Gathered gathered = gather(wanted);
   if (!x_rx) return Turn::kIdle;  // the driver broke its rules
   if (gathered == Gathered::kStarved) {
-    x_starved = !x_rx->enable_kicks();
-    if (x_starved) return Turn::kIdle;
-    x_rx->disable_kicks();
-    return std::nullopt;
+    x_starved = true;
+    return Turn::kIdle;
   }
   // Where the frame's length is not known, what is there may do.
   if (gathered == Gathered::kTooSmall && next.bytes > 0)
@@ -344,6 +370,7 @@ void NetPair::deliver(uint64_t bytes) {
     x_held.erase(x_held.begin(), x_held.begin() + static_cast<ptrdiff_t>(x_first_held));
     x_first_held = 0;
   }
+  x_worked = true;
   add(x_shared.counters.rx_frames);
   add(x_shared.counters.rx_bytes, whole - kHeaderBytes);
   if (x_shared.limited) x_shared.rx.take(whole - kHeaderBytes);

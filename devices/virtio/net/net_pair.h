@@ -74,7 +74,7 @@ class NetPair {
  public:
   // What a turn ended with.
   enum class Turn : uint8_t {
-    kIdle,       // nothing to do, until a kick, or until the port is ready
+    kIdle,       // nothing to do, until a kick (see want_kicks()), or until the port is ready
     kMore,       // there is more: call again, after other work
     kThrottled,  // again when the rate limit lets
     kLost,       // the port is of no use any more
@@ -98,11 +98,14 @@ class NetPair {
   // What the port has to become ready for, for send() or receive() to go on.
   [[nodiscard]] bool wants_readable() const { return x_rx && !x_starved && !x_rx_throttled; }
   [[nodiscard]] bool wants_writable() const;
-  // The driver added buffers to the receive queue.
-  void buffers_added() { x_starved = false; }
+  // Whether the last turns moved or dropped frames; asked once.
+  [[nodiscard]] bool take_worked() { return std::exchange(x_worked, false); }
+  // After turns that ended with kIdle: has the driver kick for what they lacked. True if that came
+  // meanwhile: the turns are to be taken again.
+  [[nodiscard]] bool want_kicks();
 
  private:
-  static constexpr size_t kTxBatch = 32;
+  static constexpr size_t kTxBatch = 64;
   static constexpr unsigned kTurnFrames = 256;
   static constexpr size_t kRoomVectors = 1000;  // IOV_MAX, less what a port adds
   // The iovecs of a batch, whose last chain may have as many as its queue has entries.
@@ -122,6 +125,7 @@ class NetPair {
   [[nodiscard]] size_t batch_left() const { return x_batch.size() - x_batch_sent; }
   bool fill_batch();
   void add_to_batch(Chain chain);
+  bool take_frame(const Chain& chain, NetFrame& frame);
   NetIoState send_batch();
   void drop_batch();
   Turn end_send(Turn turn);
@@ -150,6 +154,7 @@ class NetPair {
   size_t x_batch_sent = 0;         // how many of them are done with
   std::unique_ptr<iovec[]> x_tx_vectors;
   size_t x_tx_vectors_used = 0;
+  bool x_tx_empty = false;  // the ring was
 
   std::unique_ptr<Queue> x_rx;
   std::vector<Held> x_held;  // popped receive buffers, from x_first_held on
@@ -158,6 +163,7 @@ class NetPair {
   size_t x_held_vectors = 0;
   bool x_starved = false;  // waits for buffers
   bool x_rx_throttled = false;
+  bool x_worked = false;
   bool x_receiving = false;  // the port has a part of a frame in the room
   std::vector<iovec> x_room;
 };

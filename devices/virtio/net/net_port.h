@@ -15,7 +15,8 @@ namespace lethe {
 struct NetFrame {
   virtio_net_hdr_v1 header{};  // checked (check_frame)
   uint32_t bytes = 0;          // without the header
-  // The guest's bytes, from vectors[1] on: vectors[0] is for what the port puts in front.
+  // The guest's bytes, from vectors[1] on: vectors[0] is for what the port puts in front. Frames
+  // sent together have theirs one behind the other in memory.
   std::span<iovec> vectors;
 };
 
@@ -43,6 +44,9 @@ class NetPort {
   virtual void set_guest_offloads(uint64_t features) = 0;
   // Whether frames shall come in here, of the several ports of a device.
   virtual void set_active(bool active) = 0;
+
+  // How many bytes of frames it can do with one system call. Fixed.
+  [[nodiscard]] virtual uint64_t batch_bytes() const { return UINT64_MAX; }
 
   struct Sent {
     size_t taken = 0;   // frames from the front that are done with

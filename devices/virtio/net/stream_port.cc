@@ -17,11 +17,12 @@ namespace {
 
 constexpr unsigned kEmptyFramesMax = 1024;  // in a row
 
-// What the kernel puts into one buffer of a Unix stream (net/unix/af_unix.c: SKB_MAX_ALLOC and
-// UNIX_SKB_FRAGS_SZ), a bit less: it takes so much whole or not at all. passt reads the rest of a
-// frame that came in part with one more read, and takes what that gives for all of it; so no frame
-// may be in more than two buffers.
-constexpr uint64_t kGroupBytesMax = 47 * 1024;
+// What the kernel puts into one buffer of a Unix stream (net/unix/af_unix.c: SKB_MAX_HEAD(0) and
+// UNIX_SKB_FRAGS_SZ), a bit less: it takes so much whole or not at all.
+constexpr uint64_t kKernelBufferBytes = 36'000;
+// passt reads the rest of a frame that came in part with one more read, and takes what that gives
+// for all of it; so no frame may be in more than two buffers.
+constexpr uint64_t kGroupBytesMax = 2 * kKernelBufferBytes;
 
 NetIoState state_of(int error) {
   return error == EAGAIN || error == EWOULDBLOCK || error == EINTR || error == ENOBUFS ||
@@ -47,6 +48,27 @@ void append_part(std::vector<iovec>& to, std::span<const iovec> vectors, uint64_
   }
 }
 
+struct Group {  // frames that go with one system call
+  size_t frames = 0;
+  size_t vectors = 0;
+  uint64_t bytes = 0;  // prefixes included
+};
+
+// At the front of `frames`.
+Group next_group(std::span<const NetFrame> frames) {
+  Group group;
+  for (const NetFrame& frame : frames) {
+    const uint64_t whole = frame.bytes + kStreamPrefixBytes;
+    const bool fits =
+        group.bytes + whole <= kGroupBytesMax && group.vectors + frame.vectors.size() <= IOV_MAX;
+    if (group.frames > 0 && !fits) break;
+    ++group.frames;
+    group.vectors += frame.vectors.size();
+    group.bytes += whole;
+  }
+  return group;
+}
+
 }  // namespace
 
 StreamPort::StreamPort(UniqueFd socket)
@@ -55,24 +77,9 @@ StreamPort::StreamPort(UniqueFd socket)
   (void)::fcntl(x_socket.get(), F_SETFL, flags | O_NONBLOCK);
 }
 
-uint64_t StreamPort::offloads() const { return net_bit(VIRTIO_NET_F_GUEST_CSUM); }
+uint64_t StreamPort::batch_bytes() const { return kGroupBytesMax; }
 
-// How many frames from `first` on go with one system call, and their bytes, prefixes included.
-size_t StreamPort::group(std::span<NetFrame> frames, size_t first, uint64_t& bytes) {
-  x_vectors.clear();
-  bytes = 0;
-  size_t end = first;
-  for (; end < frames.size(); ++end) {
-    NetFrame& frame = frames[end];
-    const uint64_t whole = frame.bytes + kStreamPrefixBytes;
-    const bool fits =
-        bytes + whole <= kGroupBytesMax && x_vectors.size() + frame.vectors.size() <= IOV_MAX;
-    if (end > first && !fits) break;
-    bytes += whole;
-    x_vectors.insert(x_vectors.end(), frame.vectors.begin(), frame.vectors.end());
-  }
-  return end;
-}
+uint64_t StreamPort::offloads() const { return net_bit(VIRTIO_NET_F_GUEST_CSUM); }
 
 NetPort::Sent StreamPort::send(std::span<NetFrame> frames) {
   Sent sent{.taken = 0, .failed = 0, .state = flush()};
@@ -84,11 +91,10 @@ NetPort::Sent StreamPort::send(std::span<NetFrame> frames) {
     frame.vectors[0] = {.iov_base = &frame.header, .iov_len = sizeof prefix};
   }
   while (sent.state == NetIoState::kDone && sent.taken < frames.size()) {
-    uint64_t bytes = 0;
-    const size_t end = group(frames, sent.taken, bytes);
+    const Group group = next_group(frames.subspan(sent.taken));
     msghdr message{};
-    message.msg_iov = x_vectors.data();
-    message.msg_iovlen = x_vectors.size();
+    message.msg_iov = frames[sent.taken].vectors.data();
+    message.msg_iovlen = group.vectors;
     const ssize_t result = ::sendmsg(x_socket.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (result < 0) {
       if (errno == EINTR) continue;
@@ -96,13 +102,13 @@ NetPort::Sent StreamPort::send(std::span<NetFrame> frames) {
       return sent;
     }
     auto left = static_cast<uint64_t>(result);
-    for (; sent.taken < end && left > 0; ++sent.taken) {
+    for (; left > 0; ++sent.taken) {
       const NetFrame& frame = frames[sent.taken];
       const uint64_t whole = frame.bytes + kStreamPrefixBytes;
       if (left < whole) keep_rest(frame, left);
       left -= std::min(left, whole);
     }
-    if (static_cast<uint64_t>(result) < bytes) sent.state = flush();
+    if (static_cast<uint64_t>(result) < group.bytes) sent.state = flush();
   }
   return sent;
 }

@@ -30,6 +30,7 @@ class StreamPort final : public NetPort {
   [[nodiscard]] uint64_t offloads() const override;
   [[nodiscard]] bool has_header() const override { return false; }
   [[nodiscard]] uint32_t frame_bytes_max() const override { return kStreamFrameBytesMax; }
+  [[nodiscard]] uint64_t batch_bytes() const override;
   void set_guest_offloads(uint64_t /*features*/) override {}
   void set_active(bool /*active*/) override {}
   [[nodiscard]] Sent send(std::span<NetFrame> frames) override;
@@ -45,7 +46,6 @@ class StreamPort final : public NetPort {
   // From such a length on, frames are not read ahead.
   static constexpr uint32_t kLargeFrame = 8 * 1024;
 
-  size_t group(std::span<NetFrame> frames, size_t first, uint64_t& bytes);
   void keep_rest(const NetFrame& frame, uint64_t sent);
   [[nodiscard]] size_t ahead() const { return x_end - x_begin; }
   uint32_t take_ahead(std::span<const iovec> room, uint32_t offset, uint32_t bytes);
