@@ -16,18 +16,17 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "bench/part_threads.h"
 #include "bench/report.h"
+#include "bench/worker.h"
 #include "devices/virtio/fake_transport.h"
 #include "devices/virtio/vsock/vsock.h"
 #include "memory/guest_memory.h"
@@ -277,8 +276,7 @@ class Device {
   uint64_t x_told = 0;
 };
 
-// Copies between a socket and the guest's memory on a thread of its own: `kRounds` and one, each
-// way, as the main thread has it.
+// Copies between a socket and the guest's memory on a thread of its own.
 class Bare {
  public:
   explicit Bare(Device& device) {
@@ -288,60 +286,40 @@ class Bare {
     x_socket.reset(pair[0]);
     x_far.reset(pair[1]);
     for (unsigned i = 0; i < x_memory.size(); ++i) x_memory[i] = device.payload(i);
-    x_thread = std::thread([this] { copy(); });
-  }
-  ~Bare() {
-    x_socket.reset();
-    x_wanted.store(kEnd);
-    x_wanted.notify_one();
-    x_thread.join();
   }
 
   double to_host() {
     HostProgram program(x_socket.get());
     const auto start = Clock::now();
-    want(kToHost);
+    x_worker.start([this] { copy(::write); });
     for (uint64_t received = 0; received < kRoundBytes;) received += program.read();
     return mib_a_second(start);
   }
   double to_guest() {
     HostProgram program(x_socket.get());
     const auto start = Clock::now();
-    want(kToGuest);
+    x_worker.start([this] { copy(::read); });
     for (uint64_t sent = 0; sent < kRoundBytes;) sent += program.write(kRoundBytes - sent);
-    while (x_wanted.load() != kIdle) __builtin_ia32_pause();
+    x_worker.wait();
     return mib_a_second(start);
   }
 
  private:
-  enum Wanted : int { kIdle, kToHost, kToGuest, kEnd };
-  void want(Wanted wanted) {
-    while (x_wanted.load() != kIdle) __builtin_ia32_pause();
-    x_wanted.store(wanted);
-    x_wanted.notify_one();
-  }
-  void copy() {
-    for (;;) {
-      x_wanted.wait(kIdle);
-      const int wanted = x_wanted.load();
-      if (wanted == kEnd) return;
-      unsigned at = 0;
-      for (uint64_t done = 0; done < kRoundBytes;) {
-        uint8_t* const memory = x_memory[at++ % x_memory.size()];
-        const size_t bytes = std::min<uint64_t>(kPiece, kRoundBytes - done);
-        const ssize_t count = wanted == kToHost ? ::write(x_far.get(), memory, bytes)
-                                                : ::read(x_far.get(), memory, bytes);
-        if (count <= 0) give_up("the bare loop");
-        done += static_cast<uint64_t>(count);
-      }
-      x_wanted.store(kIdle);
+  template <typename Call>
+  void copy(Call call) {
+    unsigned at = 0;
+    for (uint64_t done = 0; done < kRoundBytes;) {
+      uint8_t* const memory = x_memory[at++ % x_memory.size()];
+      const ssize_t count =
+          call(x_far.get(), memory, std::min<uint64_t>(kPiece, kRoundBytes - done));
+      if (count <= 0) give_up("the bare loop");
+      done += static_cast<uint64_t>(count);
     }
   }
   UniqueFd x_socket;
   UniqueFd x_far;
   std::array<uint8_t*, 16> x_memory{};
-  std::atomic<int> x_wanted{kIdle};
-  std::thread x_thread;
+  Worker x_worker;
 };
 
 struct Direction {
