@@ -11,6 +11,7 @@ namespace lethe {
 ssize_t send_packet(int socket, std::span<const uint8_t> packet, std::span<const int> descriptors,
                     int flags) {
   LETHE_ASSERT(descriptors.size() <= kPacketDescriptorsMax);
+  // SAFETY: an iovec has no const, and sendmsg() only reads.
   iovec part{.iov_base = const_cast<uint8_t*>(packet.data()), .iov_len = packet.size()};
   msghdr header{};
   header.msg_iov = &part;

@@ -198,6 +198,7 @@ std::string bye_text(ByeReason reason) {
 
 std::string shown_text(const char* text, size_t bytes) {
   const size_t size = strnlen(text, bytes);
+  // SAFETY: char may be looked at as unsigned char; strnlen() stayed within `bytes`.
   const auto* at = reinterpret_cast<const unsigned char*>(text);
   std::string shown;
   for (size_t i = 0; i < size;) {

@@ -167,6 +167,13 @@ TEST_F(ControlVm, a_paused_guest_stands_still_and_goes_on_when_resumed) {
   EXPECT_EQ(x_vm.wait_for_end(), 64) << x_vm.said();  // every sector read back as written
 }
 
+TEST_F(ControlVm, kicks_of_the_disk_are_ioeventfds_and_leave_no_trace_as_exits) {
+  ASSERT_NO_FATAL_FAILURE(start_busy());
+  EXPECT_TRUE(
+      soon([&] { return metric(R"(lethe_queue_chains_total{device="block0",queue="0")") > 100; }));
+  EXPECT_EQ(metric(R"(lethe_virtio_kicks_by_exit_total{device="block0")"), 0);
+}
+
 TEST_F(ControlVm, a_thousand_pauses_under_load_lose_nothing) {
   ASSERT_NO_FATAL_FAILURE(start_busy());
   for (int i = 0; i < 1000; ++i) {

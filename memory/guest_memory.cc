@@ -85,6 +85,7 @@ Result<GuestMemory::Mapping> GuestMemory::Mapping::create(const Range& range,
   void* const area =
       ::mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (area == MAP_FAILED) return mapping_error(range.size, backing, errno);
+  // SAFETY: numbers to compute with: what becomes a pointer again lies in the reservation.
   const auto begin = reinterpret_cast<uintptr_t>(area);
   const uintptr_t offset = huge ? 0 : range.start.value % kHugePageBytes;
   uintptr_t at = round_up(begin, kHugePageBytes) + offset;

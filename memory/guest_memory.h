@@ -79,10 +79,13 @@ struct MemoryMap {
   }
   // See GuestMemory::slice().
   [[nodiscard]] std::optional<IoSlice> slice(GuestAddr address, uint64_t length) const {
-    const MemoryRegion* const region = find(address, length);
-    if (region == nullptr || region->removable) return std::nullopt;
-    // SAFETY: find() checked that the range lies in the region.
-    return IoSlice{region->host + (address.value - region->start.value), length};
+    // Not by find(): an empty range where RAM begins may lie at device memory's end, too.
+    for (const MemoryRegion& region : regions) {
+      if (region.removable || !region.contains(address, length)) continue;
+      // SAFETY: contains() checked that the range lies in the region.
+      return IoSlice{region.host + (address.value - region.start.value), length};
+    }
+    return std::nullopt;
   }
 };
 

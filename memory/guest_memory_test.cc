@@ -272,6 +272,16 @@ TEST(GuestMemory, added_region_is_reached_by_copies_but_not_by_slices) {
   EXPECT_EQ(memory->total_bytes(), kLow.size + kHigh.size) << "device memory is not RAM";
 }
 
+TEST(GuestMemory, an_empty_slice_between_device_memory_and_ram_is_rams) {
+  const auto memory = make();
+  const DevicePage page;
+  ASSERT_TRUE(memory->add_region(GuestAddr{4 * kGiB - kPage}, kPage, page.host()).has_value());
+  const auto slice = memory->slice(GuestAddr{4 * kGiB}, 0);
+  ASSERT_TRUE(slice.has_value());
+  EXPECT_EQ(slice->data, memory->regions()[2].host);
+  EXPECT_FALSE(memory->slice(GuestAddr{4 * kGiB - kPage}, 0).has_value());
+}
+
 TEST(GuestMemory, regions_stay_sorted) {
   const auto memory = make();
   const DevicePage page;

@@ -8,12 +8,14 @@
 #include <filesystem>
 #include <fstream>
 
+#include "base/other_user_test_util.h"
 #include "vmm/config.h"
 
 namespace lethe {
 namespace {
 
 using testing::ElementsAre;
+using testing::EndsWith;
 using testing::HasSubstr;
 using testing::IsEmpty;
 
@@ -86,6 +88,30 @@ source = "dir"
                   HasSubstr("key 'boot.initrd': '" + x_dir + "/none': No such file"),
                   HasSubstr("key 'disk.1.path': '" + x_dir + "/gone.img': No such file"),
                   HasSubstr("key 'rng.source'"), HasSubstr("key 'console.log'")));
+}
+
+TEST_F(ConfigFiles, a_disk_that_is_read_only_is_refused_with_the_way_out) {
+  write("k", "x");
+  const std::string disk = write("disk.img", "x");
+  ASSERT_EQ(::chmod(disk.c_str(), 0444), 0);
+  ASSERT_EQ(::chmod(x_dir.c_str(), 0755), 0);
+  const std::string text = std::string(kKernel) + "[[disk]]\npath = \"disk.img\"\n";
+  const auto said = [](const std::string& path) {
+    return said_to_another_user([&] {
+      const auto config = load_config(path);
+      if (!config) return config.error().text;
+      std::string lines;
+      for (const std::string& line : check_config_files(*config, path)) lines += line + "\n";
+      return lines;
+    });
+  };
+  EXPECT_EQ(said(write("a.toml", text)),
+            x_dir + "/a.toml: key 'disk.0.path': '" + disk +
+                "': Permission denied: grant reading and writing to this user, or set read_only = "
+                "true\n");
+  EXPECT_EQ(said(write("b.toml", text + "read_only = true\n")), "");
+  ASSERT_EQ(::chmod(disk.c_str(), 0), 0);
+  EXPECT_THAT(said(x_dir + "/b.toml"), EndsWith("Permission denied: grant reading to this user\n"));
 }
 
 TEST_F(ConfigFiles, good_files_pass) {

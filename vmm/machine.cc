@@ -47,22 +47,6 @@ void keep_first_pages_small(const GuestMemory& memory) {
   (void)::madvise(low->data, low->size, MADV_NOHUGEPAGE);  // a hint: failing it costs only time
 }
 
-// Everything the guest is told of, up to the end of the 64-bit PCI window, must be within the
-// physical addresses its processor has (CPUID 0x80000008, EAX bits 7-0).
-Result<> check_address_width(uint64_t memory_bytes, const std::vector<kvm_cpuid_entry2>& cpuid) {
-  uint32_t bits = 36;  // what a processor without the leaf has
-  for (const kvm_cpuid_entry2& entry : cpuid)
-    if (entry.function == 0x8000'0008) bits = entry.eax & 0xFF;
-  const uint64_t end = layout::pci64_start(memory_bytes) + layout::kPci64Size;
-  if (bits >= 64 || end <= uint64_t{1} << bits) return {};
-  return config_error(
-      "memory.size = {} GiB does not fit: guests have {} address bits here, which leave room for "
-      "{} GiB",
-      memory_bytes / kGiB, bits,
-      ((uint64_t{1} << bits) - layout::kPci64Size - (layout::kAboveHole - layout::kMmioHole)) /
-          kGiB);
-}
-
 BlockOptions block_options(const DiskConfig& disk, size_t index) {
   return {.name = fmt::format("block{}", index),
           .path = disk.path,

@@ -53,6 +53,7 @@ ShareLedger::ShareLedger(uint32_t capacity, const LedgerLimits& limits, Owner& o
 ShareLedger::~ShareLedger() = default;
 
 ShareLedger::Entry* ShareLedger::find(BufferId id) {
+  // SAFETY: it finds one of x_entries, which are not const.
   return const_cast<Entry*>(std::as_const(*this).find(id));
 }
 

@@ -218,6 +218,7 @@ Result<Font> Font::parse(const std::vector<uint8_t>& bytes) {
   const size_t table = layout->first + layout->glyphs * layout->glyph_bytes;
   TableReader reader(std::span(bytes).subspan(table), layout->utf8_table);
   for (uint32_t i = 0; i < layout->glyphs; ++i) {
+    // SAFETY: bytes seen as characters; layout_of() checked that all glyphs lie in the file.
     const std::string bitmap(
         reinterpret_cast<const char*>(bytes.data()) + layout->first + i * layout->glyph_bytes,
         layout->glyph_bytes);

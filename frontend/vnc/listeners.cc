@@ -25,6 +25,7 @@ Result<UniqueFd> listen_unix(const std::string& path) {
     return config_error("'{}' can't be a socket's path: {} bytes at most", path,
                         sizeof address.sun_path - 1);
   path.copy(address.sun_path, path.size());
+  // SAFETY: each socket address is given as the sockaddr its calls want, with its own size.
   const auto* plain = reinterpret_cast<const sockaddr*>(&address);
   UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!socket.valid()) return host_error("cannot make a socket: {}", errno_text(errno));
@@ -55,6 +56,7 @@ Result<UniqueFd> listen_loopback(uint16_t port) {
   address.sin_family = AF_INET;
   address.sin_port = htons(port);
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  // SAFETY: as above.
   if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
       ::listen(socket.get(), kBacklog) != 0)
     return host_error("cannot listen at 127.0.0.1:{}: {}", port, errno_text(errno));
@@ -64,6 +66,7 @@ Result<UniqueFd> listen_loopback(uint16_t port) {
 uint16_t port_of(int listener) {
   sockaddr_in address{};
   socklen_t size = sizeof address;
+  // SAFETY: as above; the kernel writes `size` bytes at most.
   if (::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size) != 0) return 0;
   return ntohs(address.sin_port);
 }

@@ -104,6 +104,8 @@ Result<std::unique_ptr<VncScreen>> VncScreen::create(const std::string& name,
   if (impl.screen == nullptr) return host_error("libvncserver does not start: out of memory");
   rfbScreenInfo& screen = *impl.screen;
   screen.screenData = &impl;
+  // SAFETY: libvncserver works on char; it reads width * height pixels of 4 bytes, as many as there
+  // are.
   screen.frameBuffer = reinterpret_cast<char*>(impl.pixels.data());
   screen.desktopName = impl.name.c_str();
   screen.autoPort = FALSE;
@@ -149,6 +151,7 @@ bool VncScreen::resize(uint32_t width, uint32_t height) {
     return false;
   // The old one is read until rfbNewFramebuffer has returned.
   std::vector<uint32_t> pixels(size_t{width} * height);
+  // SAFETY: as above, and swapping the vectors leaves the pixels where they are.
   rfbNewFramebuffer(screen, reinterpret_cast<char*>(pixels.data()), static_cast<int>(width),
                     static_cast<int>(height), 8, 3, 4);
   x_impl->pixels.swap(pixels);

@@ -17,6 +17,7 @@ namespace {
 using test::Bytes;
 using test::TemporaryFile;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 constexpr uint64_t kMemory = 64 * kMiB;
 
@@ -154,6 +155,32 @@ TEST(BootBzImage, is_entered_as_it_is_when_it_shall_not_be_unpacked) {
   EXPECT_EQ(memory->load<uint64_t>(GuestAddr{state->cr3 + 2 * 4096 + 8 * 8}), (16 * kMiB) | 0x83);
 }
 
+TEST(BootBzImage, refuses_a_kernel_for_another_machine_and_a_damaged_header) {
+  // `header` as a good image has it, but for what `change` does to it.
+  const auto error_after = [](auto&& change) {
+    Bytes image = test::make_bzimage(Bytes(0x1000), 0, 0);
+    auto header = test::get<setup_header>(image, 0x1F1);
+    change(header);
+    test::put(image, 0x1F1, header);
+    return load_error(image);
+  };
+  EXPECT_EQ(error_after([](setup_header&) {}), "");
+  EXPECT_THAT(error_after([](setup_header& h) { h.xloadflags &= ~XLF_KERNEL_64; }),
+              HasSubstr("(version 2.15): use an x86-64 kernel"));
+  const auto damaged = HasSubstr("has a damaged setup header");
+  EXPECT_THAT(error_after([](setup_header& h) { h.relocatable_kernel = 0; }), damaged);
+  for (const uint32_t size : {uint32_t{0}, uint32_t{kGiB + 1}, UINT32_MAX})
+    EXPECT_THAT(error_after([&](setup_header& h) { h.init_size = size; }), damaged) << size;
+  for (const uint64_t address : {uint64_t{0}, kMiB - 1, kGiB + 1, UINT64_MAX})
+    EXPECT_THAT(error_after([&](setup_header& h) { h.pref_address = address; }), damaged)
+        << address;
+  for (const uint64_t address : {kMiB, kGiB})
+    EXPECT_THAT(error_after([&](setup_header& h) { h.pref_address = address; }), Not(damaged))
+        << address;
+  EXPECT_THAT(error_after([](setup_header& h) { h.header = 0; }),
+              HasSubstr("neither an ELF file nor a Linux bzImage"));
+}
+
 TEST(BootBzImage, refuses_wrong_protocol_truncation_and_too_little_memory) {
   Bytes old = test::make_bzimage(Bytes(0x1000), 0, 0);
   old[0x206] = 0x0A;
@@ -163,6 +190,18 @@ TEST(BootBzImage, refuses_wrong_protocol_truncation_and_too_little_memory) {
   EXPECT_THAT(load_error(whole), HasSubstr("truncated"));
   EXPECT_THAT(load_error(test::make_bzimage(Bytes(0x1000), 0, 0), {}, 16 * kMiB),
               HasSubstr("raise memory.size"));
+}
+
+TEST(BootBzImage, refuses_an_initrd_that_does_not_fit) {
+  const Bytes kernel = test::make_bzimage(Bytes(0x1000), 0, 0);  // fills 16 to 20 MiB
+  const auto error_with = [&](uint64_t bytes) {
+    const TemporaryFile initrd{Bytes(bytes)};
+    return load_error(kernel, {.initrd = initrd.path()}, 24 * kMiB);
+  };
+  EXPECT_EQ(error_with(4 * kMiB), "");
+  EXPECT_THAT(error_with(4 * kMiB + 1), HasSubstr("below the initrd, the guest has 24 MiB: raise"));
+  EXPECT_THAT(error_with(23 * kMiB + 1),
+              HasSubstr("(23 MiB) does not fit into the guest's 24 MiB: raise memory.size"));
 }
 
 // A kernel whose unpacked image ends in a relocation table, as Linux's does: one place of each

@@ -117,6 +117,42 @@ TEST_F(Cli, bad_configs_are_one_line_and_exit_code_2) {
   expect_refused("run good.toml --set memory.size=1", 2, "--set memory.size=1: key 'memory.size'");
 }
 
+TEST_F(Cli, a_run_time_directory_that_cannot_be_written_is_exit_code_1) {
+  write("k", "\177ELF");
+  write("a.toml", "[boot]\nkernel = \"k\"\n");
+  // Nobody, not even root, makes directories there.
+  expect_refused("run a.toml", 1,
+                 "run-time directory '/proc/lethe': No such file or directory: set XDG_RUNTIME_DIR "
+                 "to a directory you may write",
+                 "env XDG_RUNTIME_DIR=/proc");
+  expect_refused("run a.toml", 1,
+                 "run-time directory '/nowhere': is missing or no directory: make it, or unset "
+                 "XDG_RUNTIME_DIR",
+                 "env XDG_RUNTIME_DIR=/nowhere");
+}
+
+TEST_F(Cli, without_kvm_it_is_exit_code_7_and_nothing_of_the_vm_is_left) {
+  write("k", "\177ELF");
+  write("a.toml", "[boot]\nkernel = \"k\"\n");
+  // A /dev of its own that has only what the config names.
+  const std::string elsewhere = "unshare -rm sh " + write("elsewhere", R"(set -e
+mkdir -p dev
+mount -t tmpfs none dev
+for device in null urandom; do
+  : >dev/$device
+  mount --bind /dev/$device dev/$device
+done
+mount --rbind dev /dev
+exec "$@"
+)");
+  if (const Ran ran = lethe("version", elsewhere); ran.code != 0)
+    GTEST_SKIP() << "SKIPPED: no name spaces for this user here: " << ran.err;
+  expect_refused("run a.toml", 7, "/dev/kvm is missing: load the kvm_intel or kvm_amd module",
+                 elsewhere);
+  expect_refused("run -d a.toml", 7, "/dev/kvm is missing", elsewhere);
+  EXPECT_TRUE(std::filesystem::is_empty(x_dir + "/lethe"));
+}
+
 TEST_F(Cli, validate_lists_every_error) {
   write("three.toml", "cpus = 0\nfoo = 1\nbar = 2\n[boot]\nkernel = \"k\"\n");
   const Ran ran = lethe("validate three.toml");

@@ -38,16 +38,18 @@ class Cli : public testing::Test {
     std::ifstream file(x_dir + "/" + name);
     return {std::istreambuf_iterator<char>(file), {}};
   }
-  // `words` are shell words after the program.
-  Ran lethe(const std::string& words) {
-    const std::string command = fmt::format(
-        "cd {0} && timeout 20 {1} {2} >{0}/out 2>{0}/err </dev/null", x_dir, LETHE_PROGRAM, words);
+  // `words` are shell words after the program, `before` what runs it.
+  Ran lethe(const std::string& words, const std::string& before = "") {
+    const std::string command =
+        fmt::format("cd {0} && timeout 20 {1} {2} {3} >{0}/out 2>{0}/err </dev/null", x_dir, before,
+                    LETHE_PROGRAM, words);
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read("out"), read("err")};
   }
-  void expect_refused(const std::string& words, int code, const std::string& part) {
+  void expect_refused(const std::string& words, int code, const std::string& part,
+                      const std::string& before = "") {
     SCOPED_TRACE(words);
-    const Ran ran = lethe(words);
+    const Ran ran = lethe(words, before);
     EXPECT_EQ(ran.code, code);
     EXPECT_EQ(ran.out, "");
     EXPECT_THAT(ran.err, testing::StartsWith("lethe: "));

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 
+#include "vmm/boot/layout.h"
+
 namespace lethe {
 namespace {
 
@@ -117,6 +119,20 @@ Result<> check_cpu_features(std::span<const kvm_cpuid_entry2> guest,
     return config_error("snapshot: the guest has {} address bits, this processor has {}",
                         guest_bits, host_bits);
   return {};
+}
+
+Result<> check_address_width(uint64_t memory_bytes, std::span<const kvm_cpuid_entry2> cpuid) {
+  const auto* const entry = find(cpuid, 0x8000'0008, 0);
+  // 36: what a processor without the leaf has.
+  const uint32_t bits = entry == nullptr ? 36 : entry->eax & 0xFF;
+  const uint64_t end = layout::pci64_start(memory_bytes) + layout::kPci64Size;
+  if (bits >= 64 || end <= uint64_t{1} << bits) return {};
+  return config_error(
+      "memory.size = {} MiB does not fit: guests have {} address bits here, which leave room for "
+      "{} MiB",
+      memory_bytes / kMiB, bits,
+      ((uint64_t{1} << bits) - layout::kPci64Size - (layout::kAboveHole - layout::kMmioHole)) /
+          kMiB);
 }
 
 }  // namespace lethe

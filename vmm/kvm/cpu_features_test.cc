@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "memory/guest_memory.h"
+
 namespace lethe {
 namespace {
 
@@ -78,6 +80,34 @@ TEST(CpuFeatures, refuses_another_vendor_and_shorter_addresses) {
   host = example();
   host[3].eax = 39;
   EXPECT_THAT(check_cpu_features(example(), host).error().text, HasSubstr("46 address bits"));
+}
+
+TEST(AddressWidth, memory_ends_17_gib_below_what_the_processor_can_address) {
+  // 16 GiB of PCI window above it, 1 GiB of hole below 4 GiB.
+  for (const auto& [bits, fits] : std::initializer_list<std::pair<uint32_t, uint64_t>>{
+           {36, 47 * kGiB}, {39, 495 * kGiB}, {40, 1007 * kGiB}}) {
+    auto cpuid = example();
+    cpuid[3].eax = 48 << 8 | bits;  // virtual addresses' bits above
+    EXPECT_TRUE(check_address_width(16 * kMiB, cpuid)) << bits;
+    EXPECT_TRUE(check_address_width(fits, cpuid)) << bits;
+    for (const uint64_t more : {fits + kMiB, kTiB}) {
+      const auto refused = check_address_width(more, cpuid);
+      ASSERT_FALSE(refused) << bits;
+      EXPECT_EQ(refused.error().kind, ErrorClass::kConfig);
+      EXPECT_EQ(refused.error().text,
+                fmt::format("memory.size = {} MiB does not fit: guests have {} address bits here, "
+                            "which leave room for {} MiB",
+                            more / kMiB, bits, fits / kMiB));
+    }
+  }
+  auto cpuid = example();
+  for (const uint32_t bits : {41U, 46U, 52U, 64U, 255U}) {
+    cpuid[3].eax = bits;
+    EXPECT_TRUE(check_address_width(kTiB, cpuid)) << bits;
+  }
+  cpuid.pop_back();
+  EXPECT_TRUE(check_address_width(47 * kGiB, cpuid)) << "36 bits without the leaf";
+  EXPECT_FALSE(check_address_width(47 * kGiB + kMiB, cpuid));
 }
 
 }  // namespace

@@ -6,12 +6,13 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <optional>
+
+#include "base/other_user_test_util.h"
 
 namespace lethe {
 namespace {
@@ -37,19 +38,13 @@ TEST(Kvm, names_the_group_when_permission_is_denied) {
   const UniqueFd file(::mkstemp(path));
   ASSERT_TRUE(file.valid());
   ASSERT_EQ(::fchmod(file.get(), 0), 0);
-  const pid_t child = ::fork();
-  if (child == 0) {
-    // Root may open anything: somebody else is needed.
-    if (::geteuid() == 0 && ::setuid(65534) != 0) ::_exit(2);
-    const auto kvm = Kvm::open(path);
-    ::_exit(!kvm && kvm.error().kind == ErrorClass::kKvm &&
-                    kvm.error().text.find("add your user to the 'kvm' group") != std::string::npos
-                ? 0
-                : 1);
-  }
-  int status = 0;
-  ASSERT_EQ(::waitpid(child, &status, 0), child);
-  EXPECT_EQ(status, 0);
+  EXPECT_THAT(said_to_another_user([&] {
+                const auto kvm = Kvm::open(path);
+                return kvm                                    ? "opened"
+                       : kvm.error().kind != ErrorClass::kKvm ? "another class"
+                                                              : kvm.error().text;
+              }),
+              HasSubstr("add your user to the 'kvm' group"));
   ::unlink(path);
 }
 

@@ -8,7 +8,9 @@
 #include <chrono>
 #include <thread>
 
+#include "base/other_user_test_util.h"
 #include "devices/virtio/block/block_test_util.h"
+#include "devices/virtio/block/disk_file.h"
 
 namespace lethe {
 namespace {
@@ -360,6 +362,24 @@ TEST(BlockOpenTest, says_what_is_wrong_and_what_to_do) {
   const TempDisk odd(1000);
   EXPECT_THAT(open_error({.path = odd.path()}), HasSubstr("1000 bytes, no multiple of 512"));
   EXPECT_THAT(open_error({.path = "/proc/version", .direct = true}), HasSubstr("/proc/version"));
+}
+
+TEST(BlockOpenTest, a_file_that_is_read_only_is_refused_with_the_way_out) {
+  const TempDisk disk(4096);
+  ASSERT_EQ(::chmod(disk.path().c_str(), 0444), 0);
+  const auto said = [&](bool read_only) {
+    return said_to_another_user([&] {
+      const auto file = DiskFile::open(disk.path(), read_only, false);
+      return file ? "opened" : file.error().text;
+    });
+  };
+  EXPECT_EQ(said(false), "disk '" + disk.path() +
+                             "' can't be opened for writing: Permission denied (read_only = true "
+                             "opens it for reading only)");
+  EXPECT_EQ(said(true), "opened");
+  ASSERT_EQ(::chmod(disk.path().c_str(), 0), 0);
+  EXPECT_EQ(said(true),
+            "disk '" + disk.path() + "' can't be opened for reading: Permission denied");
 }
 
 TEST(BlockOpenTest, a_disk_of_another_vm_is_refused) {
