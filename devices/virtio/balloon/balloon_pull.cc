@@ -144,7 +144,8 @@ void BalloonPull::plan(const Look& now) {
     return inflate(top_up);
   }
   // The guest answered for its statistics before it got round to its blocks: a moment more.
-  if (inflates && !x_topped_up && now.room < kInflateMin && x_release_looks++ < kReleaseLooksMax) {
+  const bool comes = x_hinted_any && now.room < kInflateMin;
+  if (inflates && !x_topped_up && comes && x_release_looks++ < kReleaseLooksMax) {
     x_step = Step::kRelease;
     return x_timer->start(kReleasePause);
   }
