@@ -232,6 +232,13 @@ TEST_F(Control, memory_auto_is_switched_while_the_guest_runs) {
   EXPECT_TRUE(soon([this] { return stat("balloon.actual_bytes") == 2 * kMiB; }));
 }
 
+TEST_F(Control, memory_auto_alone_is_a_governor_and_memory_that_comes_back) {
+  ASSERT_NO_FATAL_FAILURE(start_and_return("auto = true\n"));
+  EXPECT_LE(stat("memory.resident_bytes"), number_in(x_filled, "memory.resident_bytes") / 2);
+  EXPECT_GE(stat("return.reported_bytes_total.report"), 80 * kMiB);
+  EXPECT_TRUE(soon([this] { return stat("governor.steps_total") > 0; }));
+}
+
 TEST_F(Control, what_the_config_promises_is_not_undone_while_the_guest_runs) {
   ASSERT_NO_FATAL_FAILURE(start());
   ASSERT_NO_FATAL_FAILURE(wait_for("stage filled"));
