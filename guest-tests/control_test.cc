@@ -239,6 +239,14 @@ TEST_F(Control, memory_auto_alone_is_a_governor_and_memory_that_comes_back) {
   EXPECT_TRUE(soon([this] { return stat("governor.steps_total") > 0; }));
 }
 
+// 8 MiB is two of the guest's chains, and the guest has up to 64 MiB on the way.
+TEST_F(Control, no_more_is_on_its_way_than_isolated_max) {
+  ASSERT_NO_FATAL_FAILURE(start_and_return("isolated_max = \"8M\"\n"));
+  const std::string now = stats();
+  EXPECT_GE(number_in(now, "return.reported_bytes_total.report"), 80 * kMiB);
+  EXPECT_LE(number_in(now, "return.isolated_highest_bytes"), 8 * kMiB);
+}
+
 TEST_F(Control, what_the_config_promises_is_not_undone_while_the_guest_runs) {
   ASSERT_NO_FATAL_FAILURE(start());
   ASSERT_NO_FATAL_FAILURE(wait_for("stage filled"));
