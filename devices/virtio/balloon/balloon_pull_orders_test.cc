@@ -179,6 +179,7 @@ class Model : public PulledBalloon {
     return x_complete && !x_pull->running();
   }
   [[nodiscard]] bool running() const { return x_pull->running(); }
+  [[nodiscard]] bool complete() const { return x_complete; }  // the last one that ended
   [[nodiscard]] const std::string& wrong() const { return x_wrong; }
 
  private:
@@ -205,6 +206,10 @@ class Model : public PulledBalloon {
       ++x_ended;
       x_complete = result.complete;
       require(result.bytes <= kFreeAtFirst, "more was given than there was");
+      // Up to a block more, by hints; and the user's target may be reached meanwhile.
+      constexpr uint64_t kBeside = kBlock + kTargetPages * kBalloonPage;
+      require(x_lied || result.bytes < kBeside || result.bytes - kBeside <= x_wanted,
+              "more was taken than was wanted");
     });
   }
   bool answer(std::chrono::steady_clock::time_point when) {
@@ -328,6 +333,7 @@ TEST_P(PullOrders, end_with_everything_given_back_and_never_take_the_reserve) {
   }
   ASSERT_EQ(whole->wrong(), "");
   ASSERT_FALSE(whole->running());
+  ASSERT_TRUE(whole->complete());
   EXPECT_LE(steps, 12U);  // it waits for nothing that will not come
   for (size_t begun = 0; begun <= steps; ++begun) {
     std::array<Event, kDepth> events{};
