@@ -146,6 +146,11 @@ class Control : public testing::Test {
     return got;
   }
 
+  std::string put_memory(const std::string& body) const {
+    return ask("PUT /memory HTTP/1.1\r\nConnection: close\r\nContent-Length: " +
+               std::to_string(body.size()) + "\r\n\r\n" + body);
+  }
+
   std::string x_dir;
   std::string x_filled;  // the statistics when all memory was in use
   pid_t x_pid = -1;
@@ -203,10 +208,7 @@ TEST_F(Control, metrics_are_prometheus_text) {
 
 TEST_F(Control, the_policy_is_changed_while_the_guest_runs) {
   ASSERT_NO_FATAL_FAILURE(start_and_return());
-  const std::string body = R"({"policy":"discard"})";
-  const std::string answer = ask("PUT /memory HTTP/1.1\r\nConnection: close\r\nContent-Length: " +
-                                 std::to_string(body.size()) + "\r\n\r\n" + body);
-  EXPECT_THAT(answer, HasSubstr("\"policy_now\":\"discard\""));
+  EXPECT_THAT(put_memory(R"({"policy":"discard"})"), HasSubstr("\"policy_now\":\"discard\""));
   // The pool empties, and the guest still finds its memory.
   EXPECT_TRUE(soon([this] {
     const std::string now = stats();
@@ -222,16 +224,51 @@ TEST_F(Control, the_policy_is_changed_while_the_guest_runs) {
 
 TEST_F(Control, memory_auto_is_switched_while_the_guest_runs) {
   ASSERT_NO_FATAL_FAILURE(start_and_return());
-  const auto put = [this](const std::string& body) {
-    return ask("PUT /memory HTTP/1.1\r\nConnection: close\r\nContent-Length: " +
-               std::to_string(body.size()) + "\r\n\r\n" + body);
-  };
-  EXPECT_THAT(put(R"({"auto":true})"), HasSubstr("\"auto\":true"));
+  EXPECT_THAT(put_memory(R"({"auto":true})"), HasSubstr("\"auto\":true"));
   EXPECT_TRUE(soon([this] { return stat("governor.steps_total") >= 1; }));
-  EXPECT_THAT(put(R"({"balloon_target":0})"), HasSubstr("the governor sets the balloon"));
-  EXPECT_THAT(put(R"({"auto":false,"balloon_target":"2M"})"),
+  EXPECT_THAT(put_memory(R"({"balloon_target":0})"), HasSubstr("the governor sets the balloon"));
+  EXPECT_THAT(put_memory(R"({"auto":false,"balloon_target":"2M"})"),
               HasSubstr("\"balloon_target\":2097152"));
   EXPECT_TRUE(soon([this] { return stat("balloon.actual_bytes") == 2 * kMiB; }));
+}
+
+TEST_F(Control, memory_auto_alone_is_a_governor_and_memory_that_comes_back) {
+  ASSERT_NO_FATAL_FAILURE(start_and_return("auto = true\n"));
+  EXPECT_LE(stat("memory.resident_bytes"), number_in(x_filled, "memory.resident_bytes") / 2);
+  EXPECT_GE(stat("return.reported_bytes_total.report"), 80 * kMiB);
+  EXPECT_TRUE(soon([this] { return stat("governor.steps_total") > 0; }));
+}
+
+// 8 MiB is two of the guest's chains, and the guest has up to 64 MiB on the way.
+TEST_F(Control, no_more_is_on_its_way_than_isolated_max) {
+  ASSERT_NO_FATAL_FAILURE(start_and_return("isolated_max = \"8M\"\n"));
+  const std::string now = stats();
+  EXPECT_GE(number_in(now, "return.reported_bytes_total.report"), 80 * kMiB);
+  EXPECT_LE(number_in(now, "return.isolated_highest_bytes"), 8 * kMiB);
+}
+
+TEST_F(Control, what_the_config_promises_is_not_undone_while_the_guest_runs) {
+  ASSERT_NO_FATAL_FAILURE(start());
+  ASSERT_NO_FATAL_FAILURE(wait_for("stage filled"));
+  const std::string before = ask("GET /memory HTTP/1.1\r\nConnection: close\r\n\r\n");
+  EXPECT_THAT(before, HasSubstr("\"policy\":\"auto\""));
+  const auto refused = [&](const std::string& body, const std::string& part) {
+    const std::string answer = put_memory(body);
+    EXPECT_THAT(answer, StartsWith("HTTP/1.1 4")) << body;
+    EXPECT_THAT(answer, HasSubstr(part));
+  };
+  refused(R"({"policy":"lazy"})", "memory.forget = false");
+  refused(R"({"pool_max":"130M"})", "it must be at most 128");
+  refused(R"({"policy":"lazy","pool_max":"1M"})", "memory.forget = false");
+  refused(R"({"policy":"discard","pool_max":"130M"})", "it must be at most 128");
+  EXPECT_EQ(ask("GET /memory HTTP/1.1\r\nConnection: close\r\n\r\n"), before);
+}
+
+TEST_F(Control, lazy_is_for_who_said_forget_false_and_the_pool_for_memory_that_can_move) {
+  ASSERT_NO_FATAL_FAILURE(start("forget = false\nbacking = \"shared\"\n"));
+  ASSERT_NO_FATAL_FAILURE(wait_for("stage filled"));
+  EXPECT_THAT(put_memory(R"({"policy":"pool"})"), HasSubstr("memory.backing = \\\"anonymous\\\""));
+  EXPECT_THAT(put_memory(R"({"policy":"lazy"})"), HasSubstr("\"policy_now\":\"lazy\""));
 }
 
 TEST_F(Control, wrong_names_and_arguments_are_one_line) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <string>
 
 namespace lethe {
 namespace {
@@ -170,6 +171,45 @@ TEST(Governor, pulls_free_memory_that_was_not_returned_and_leaves_a_reserve) {
   EXPECT_LE(decision.pull_bytes, 2 * kGiB - 128 * kMiB);
   seen.now = seconds(1);
   EXPECT_EQ(governor.step(seen).pull_bytes, 0U);  // not every second
+}
+
+// Each sign by which a guest tells that it misses memory raises its need, by itself.
+struct Sign {
+  const char* name;
+  uint64_t GuestView::* figure;
+  uint64_t bearable;  // in a second, without missing anything
+};
+class GovernorSigns : public testing::TestWithParam<Sign> {
+ protected:
+  // What a guest with this much free is thought to need, when it has said this.
+  uint64_t need_at(int second, uint64_t free, uint64_t figure) {
+    Observation seen = at(second, 14 * kGiB);
+    seen.guest = GuestView{.free = free, .available = free + 1 * kGiB};
+    (*seen.guest).*GetParam().figure = figure;
+    (void)governor.step(seen);
+    return governor.need();
+  }
+  Governor governor{options(true)};
+};
+INSTANTIATE_TEST_SUITE_P(All, GovernorSigns,
+                         testing::Values(Sign{"major_faults", &GuestView::major_faults, 50},
+                                         Sign{"swapped_in", &GuestView::swapped_in, kMiB},
+                                         Sign{"alloc_stalls", &GuestView::alloc_stalls, 5},
+                                         Sign{"oom_kills", &GuestView::oom_kills, 0}),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST_P(GovernorSigns, raise_the_need_of_a_guest_without_free_memory) {
+  constexpr uint64_t kFree = 64 * kMiB;
+  const uint64_t bearable = GetParam().bearable;
+  const uint64_t calm = need_at(0, kFree, 1000);
+  EXPECT_EQ(need_at(1, kFree, 1000 + bearable), calm);
+  EXPECT_GT(need_at(2, kFree, 1000 + 2 * bearable + 1), calm);
+}
+
+TEST_P(GovernorSigns, of_a_guest_with_free_memory_only_kills_count) {
+  const bool kills = GetParam().figure == &GuestView::oom_kills;
+  const uint64_t calm = need_at(0, 2 * kGiB, 0);
+  EXPECT_EQ(need_at(1, 2 * kGiB, kGiB) > calm, kills);
 }
 
 TEST(Governor, own_pool_is_not_a_shortage) {

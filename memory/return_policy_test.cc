@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 
+#include <optional>
+
 #include "memory/return_test_util.h"
 
 namespace lethe {
@@ -102,12 +104,40 @@ TEST(ReturnPolicyLazy, marks_anonymous_memory_and_leaves_it_readable) {
   EXPECT_EQ(machine.resident(), kRange.size);
 }
 
-TEST(ReturnPolicyLazy, discards_files) {
-  Machine machine(MemoryBacking::kShared, ReturnPolicy::kLazy);
+// Memory files, which can be neither moved nor marked.
+class ReturnToFiles : public testing::TestWithParam<MemoryBacking> {
+ protected:
+  void SetUp() override {
+    if (GetParam() != MemoryBacking::kHugetlb) return;
+    pages.emplace(kRange.size / kChunkBytes);
+    if (pages->got() == 0) GTEST_SKIP() << "the host gives no 2 MiB huge pages (nr_hugepages)";
+  }
+  std::optional<HugePages> pages;
+};
+INSTANTIATE_TEST_SUITE_P(Backings, ReturnToFiles,
+                         testing::Values(MemoryBacking::kShared, MemoryBacking::kHugetlb),
+                         [](const auto& info) {
+                           return info.param == MemoryBacking::kShared ? "shared" : "hugetlb";
+                         });
+
+TEST_P(ReturnToFiles, lazy_discards) {
+  Machine machine(GetParam(), ReturnPolicy::kLazy);
   machine.give(2 * kMiB, 4 * kMiB);
   EXPECT_EQ(machine.counters().lazy, 0u);
   EXPECT_EQ(machine.counters().freed, 4 * kMiB);
   EXPECT_EQ(file_bytes(*machine.memory, kBase), kRange.size - 4 * kMiB);
+  EXPECT_TRUE(machine.reads(2 * kMiB, 4 * kMiB, 0));
+}
+
+TEST_P(ReturnToFiles, pool_discards) {
+  FakeTaker taker;
+  Machine machine(GetParam(), ReturnPolicy::kPool, {.taker = &taker});
+  machine.give(2 * kMiB, 4 * kMiB);
+  EXPECT_EQ(taker.asked, 0u);
+  EXPECT_EQ(machine.counters().moved, 0u);
+  EXPECT_EQ(machine.counters().freed, 4 * kMiB);
+  EXPECT_EQ(file_bytes(*machine.memory, kBase), kRange.size - 4 * kMiB);
+  EXPECT_TRUE(machine.reads(2 * kMiB, 4 * kMiB, 0));
 }
 
 TEST(ReturnPolicyPool, gives_whole_chunks_to_the_taker_and_discards_the_rest) {
@@ -132,14 +162,6 @@ TEST(ReturnPolicyPool, keeps_nothing_that_the_host_asked_for) {
   machine.give(4 * kMiB, 4 * kMiB, ReturnSource::kHint);
   EXPECT_EQ(taker.asked, 0u);
   EXPECT_EQ(machine.counters().freed, 8 * kMiB);
-}
-
-TEST(ReturnPolicyPool, discards_where_chunks_can_not_move) {
-  FakeTaker taker;
-  Machine machine(MemoryBacking::kShared, ReturnPolicy::kPool, {.taker = &taker});
-  machine.give(2 * kMiB, 4 * kMiB);
-  EXPECT_EQ(taker.asked, 0u);
-  EXPECT_EQ(machine.counters().freed, 4 * kMiB);
 }
 
 // What the page at `host` is: bits of /proc/kpageflags. Nothing without the rights to read it.

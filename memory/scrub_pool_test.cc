@@ -1,5 +1,11 @@
 #include "memory/scrub_pool.h"
 
+#include <sched.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+
 #include "memory/pool_ops.h"
 #include "memory/scrub_pool_test_util.h"
 
@@ -28,6 +34,31 @@ TEST_P(ScrubPoolTest, taken_chunk_is_scrubbed_and_given_back_as_zeros) {
   EXPECT_EQ(stats.fresh_bytes, 0U);
   EXPECT_EQ(stats.small_bytes, 0U);
   EXPECT_EQ(stats.forget.count, 1U);
+}
+
+// A thread of this process, by its name; 0: there is none.
+pid_t thread_named(const std::string& name) {
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::string found;
+    std::getline(std::ifstream(entry.path() / "comm"), found);
+    if (found == name) return std::stoi(entry.path().filename());
+  }
+  return 0;
+}
+
+TEST_P(ScrubPoolTest, workers_come_with_the_first_chunk_and_run_at_idle_priority) {
+  const auto memory = make_memory(16 * kMiB);
+  auto with = options(8 * kMiB);
+  with.workers = 2;
+  const auto pool = ScrubPool::create(*memory, with);
+  EXPECT_EQ(thread_named("scrub0"), 0);
+  fill(host_at_offset(*memory, 0), 0xAA);
+  ASSERT_TRUE(pool->take(host_at_offset(*memory, 0)));
+  for (const char* name : {"scrub0", "scrub1"})
+    EXPECT_TRUE(eventually([&] {
+      const pid_t worker = thread_named(name);
+      return worker != 0 && ::sched_getscheduler(worker) == SCHED_IDLE;
+    })) << name;
 }
 
 TEST_P(ScrubPoolTest, missing_memory_that_was_never_touched_reads_as_zeros) {

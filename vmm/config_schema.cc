@@ -153,7 +153,8 @@ constexpr ConfigKey kKeys[] = {
      .min = 1 * kMiB,
      .max = kGiB,
      .help = "The most memory that is on its way at a time: taken from the guest, and not yet "
-             "given back to it as done.",
+             "given back to it as done. What the guest sends in one piece is taken whole, though "
+             "that alone is more.",
      .store = [](VmConfig& c, size_t, Value&& v) { c.memory.isolated_max = v.number; }},
     {.section = "memory",
      .name = "pool_max",

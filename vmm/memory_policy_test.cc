@@ -21,6 +21,7 @@ class FakeBalloon : public BalloonControl {
   void request_statistics(std::function<void(BalloonStatistics)> done) override {
     ++asked;
     now.when = steady_clock::now();
+    if (answering) answering(now);
     done(now);
   }
   BalloonStatistics statistics() const override { return now; }
@@ -35,6 +36,7 @@ class FakeBalloon : public BalloonControl {
   void on_reports(std::function<void(uint64_t)> listener) override { heard = std::move(listener); }
   void report_metrics(MetricSink&) const override {}
   BalloonStatistics now;
+  std::function<void(BalloonStatistics&)> answering;
   std::function<void(uint64_t)> heard;
   int asked = 0;
   uint64_t pulled = 0;
@@ -193,6 +195,53 @@ TEST_F(MemoryPolicyTest, reports_are_followed_from_the_moment_that_memory_auto_i
   ASSERT_TRUE(run_until([&] { return target_.guest.pulled == UINT64_MAX; }));
   policy.set_automatic(false);
   EXPECT_FALSE(target_.guest.heard);
+}
+
+struct NeedSink : MetricSink {
+  void counter(std::string_view, std::string_view, uint64_t, Labels) override {}
+  void gauge(std::string_view name, std::string_view, double value, Labels) override {
+    if (name == "lethe_governor_need_bytes") need = value;
+  }
+  void histogram(std::string_view, std::string_view, const Histogram::Snapshot&, Labels) override {}
+  double need = -1;
+};
+
+// Each at a pace that would be bearable if it were taken for another one.
+TEST_F(MemoryPolicyTest, each_sign_of_missing_memory_reaches_the_governor_as_itself) {
+  struct Sign {
+    uint16_t tag;
+    uint64_t a_second;
+    uint64_t free;  // in the guest: with much of it only kills count
+  };
+  options_.automatic = true;
+  options_.beat_min = milliseconds(10);
+  for (const Sign& sign :
+       {Sign{VIRTIO_BALLOON_S_MAJFLT, 1000, 0}, Sign{VIRTIO_BALLOON_S_SWAP_IN, 16 * kMiB, 0},
+        Sign{kBalloonStatAllocStall, 16, 0}, Sign{kBalloonStatOomKill, 16, 2 * kGiB}}) {
+    SCOPED_TRACE(sign.tag);
+    FakeTarget target;
+    target.guest.now.tags = {
+        {VIRTIO_BALLOON_S_MEMFREE, sign.free}, {VIRTIO_BALLOON_S_AVAIL, 3 * kGiB},
+        {VIRTIO_BALLOON_S_MAJFLT, 0},          {VIRTIO_BALLOON_S_SWAP_IN, 0},
+        {kBalloonStatAllocStall, 0},           {kBalloonStatOomKill, 0}};
+    MemoryPolicyLoop policy(loop_, options_, target, shrinker_);
+    policy.start();
+    const auto need = [&] {
+      NeedSink sink;
+      policy.report_metrics(sink);
+      return sink.need;
+    };
+    ASSERT_TRUE(run_until([&] { return policy.steps() >= 3; }));
+    const double calm = need();
+    ASSERT_LT(calm, 2 * kGiB);
+    const auto since = steady_clock::now();
+    target.guest.answering = [&](BalloonStatistics& answer) {
+      const std::chrono::duration<double> time = steady_clock::now() - since;
+      answer.tags[sign.tag] =
+          static_cast<uint64_t>(time.count() * static_cast<double>(sign.a_second));
+    };
+    EXPECT_TRUE(run_until([&] { return need() > calm; }));
+  }
 }
 
 TEST_F(MemoryPolicyTest, scarce_host_makes_discard_purge_pull_and_balloon_with_reasons) {

@@ -175,7 +175,7 @@ void Queue::go_on_from(QueueKeeper& keeper) {
   x_kept_left = static_cast<uint16_t>(x_kept.size());
   for (const uint16_t head : x_kept) x_head_in_flight[head] = true;
   if (position.broken) {
-    x_broken = true;
+    x_broken = x_look_closer = true;
     x_broken_reason = "it was broken before the machine was frozen";
   }
 }
@@ -192,7 +192,7 @@ Queue::~Queue() {
 }
 
 bool Queue::fail(const char* reason) {
-  x_broken = true;
+  x_broken = x_look_closer = true;
   x_broken_reason = reason;
   count(x_counters.rejected);
   return false;
@@ -358,11 +358,12 @@ IoSlice& Queue::next_long_slice(uint16_t head, uint16_t used) {
   Slot& slot = x_slots[head];
   LongSlices& overflow = x_long_slices[head];
   if (used >= overflow.capacity) {
-    // At most x_size: walk() has bounded the chain.
-    const auto capacity = static_cast<uint16_t>(std::min(2 * used, int{x_size}));
+    // Two sizes; x_size is enough for any: walk() has bounded the chain.
+    const uint16_t capacity = used < kKeptSlices ? std::min(kKeptSlices, x_size) : x_size;
     auto grown = std::make_unique_for_overwrite<IoSlice[]>(capacity);
     std::copy_n(overflow.slices.get(), overflow.capacity, grown.get());
     overflow = {.slices = std::move(grown), .capacity = capacity};
+    x_look_closer |= capacity > kKeptSlices;
   }
   if (used == kInlineSlices)
     std::copy(slot.slices.begin(), slot.slices.end(), overflow.slices.get());
@@ -374,8 +375,11 @@ void Queue::complete(uint16_t head, uint32_t written) {
   LETHE_ASSERT(written <= x_slots[head].writable_bytes);
   x_head_in_flight[head] = false;
   --x_in_flight;
-  // The driver gets nothing more from a broken queue: it has to reset the device.
-  if (x_broken) return;
+  if (x_look_closer) [[unlikely]] {
+    if (x_slots[head].count > kKeptSlices) x_long_slices[head] = {};
+    // The driver gets nothing more from a broken queue: it has to reset the device.
+    if (x_broken) return;
+  }
   const vring_used_elem element{.id = head, .len = written};
   uint16_t* const entry = x_used + kUsedRing + kUsedElementWords * (x_used_index & x_mask);
   // SAFETY: the entry lies in the ring (masked index), which create() checked; the driver does not
@@ -386,6 +390,13 @@ void Queue::complete(uint16_t head, uint32_t written) {
   // index sees the entry and the buffers' content.
   store(x_used[kUsedIndex], x_used_index, std::memory_order_release);
   ++x_completed;
+}
+
+size_t Queue::long_slice_bytes() const {
+  size_t bytes = 0;
+  for (uint16_t head = 0; head < x_size; ++head)
+    bytes += x_long_slices[head].capacity * sizeof(IoSlice);
+  return bytes;
 }
 
 void Queue::disable_kicks() {

@@ -5,7 +5,7 @@
 // any more until the device is reset, and the device says DEVICE_NEEDS_RESET (2.1.1).
 //
 // Threading: one thread owns a queue. No allocation after construction, except for chains longer
-// than kInlineSlices, whose storage is kept for the next one.
+// than kInlineSlices; the storage of those up to kKeptSlices is kept for the next one.
 #pragma once
 
 #define VIRTIO_RING_NO_LEGACY  // its inline functions are C only
@@ -132,6 +132,9 @@ class Chain {
 class alignas(128) Queue {
  public:
   static constexpr size_t kInlineSlices = 8;
+  // Network frames (Linux: 19 slices at most) stay below this. Longer chains pay for an allocation,
+  // which their bytes dwarf, so that a queue keeps 512 bytes a head and not 16 KiB.
+  static constexpr uint16_t kKeptSlices = 32;
 
   // `features`: the negotiated bits; VIRTIO_RING_F_INDIRECT_DESC and VIRTIO_RING_F_EVENT_IDX count
   // here. Fails (kHost, text for the log) when the layout breaks a rule of 2.7: size no power of
@@ -170,6 +173,8 @@ class alignas(128) Queue {
 
   [[nodiscard]] uint16_t size() const { return x_size; }
   [[nodiscard]] uint16_t in_flight() const { return x_in_flight; }
+  // Of chains longer than kInlineSlices; in flight, and kept.
+  [[nodiscard]] size_t long_slice_bytes() const;
 
  private:
   friend class Chain;
@@ -183,7 +188,7 @@ class alignas(128) Queue {
     uint64_t count : 16;
     std::array<IoSlice, kInlineSlices> slices;
   };
-  // Where chains longer than kInlineSlices have all their slices; kept for the next one.
+  // Where chains longer than kInlineSlices have all their slices.
   struct LongSlices {
     std::unique_ptr<IoSlice[]> slices;
     uint16_t capacity = 0;
@@ -233,7 +238,8 @@ class alignas(128) Queue {
   uint16_t x_signalled_used = 0;  // x_used_index at the last interrupt_if_needed()
   uint32_t x_completed = 0;       // chains completed since then
   bool x_broken = false;
-  uint16_t x_kept_left = 0;  // heads at the end of x_kept: popped before everything else
+  bool x_look_closer = false;  // complete(): it is broken, or had chains longer than kKeptSlices
+  uint16_t x_kept_left = 0;    // heads at the end of x_kept: popped before everything else
   const char* x_broken_reason = "";
   std::unique_ptr<Slot[]> x_slots;              // by head
   std::unique_ptr<LongSlices[]> x_long_slices;  // by head

@@ -145,7 +145,7 @@ TEST(Queue, chain_may_be_as_long_as_the_queue) {
       std::vector<FakeBuffer> buffers;
       for (uint16_t i = 0; i < size; ++i)
         buffers.push_back({*QueueRig::kFreeStart.plus(i * 8U), 8, i >= size / 2});
-      // Twice, since storage for long chains is kept.
+      // Twice, since storage for long chains is kept, or gone, after the first.
       for (int round = 0; round < 2; ++round) {
         ASSERT_TRUE(rig.driver.add(buffers, table).has_value());
         auto chain = rig.queue->pop();
@@ -161,6 +161,32 @@ TEST(Queue, chain_may_be_as_long_as_the_queue) {
       }
     }
   }
+}
+
+// A guest can't make the process keep more than 512 bytes a head, whatever it sent.
+TEST(Queue, storage_of_long_chains_ends_with_them_and_of_shorter_ones_is_kept) {
+  constexpr uint16_t kSize = 256;
+  constexpr size_t kKept = kSize * Queue::kKeptSlices * sizeof(IoSlice);
+  static_assert(kKept == 128 * kKiB);
+  QueueRig rig(kSize);
+  const auto run_all = [&](size_t buffers) {
+    const std::vector<FakeBuffer> chain(buffers, {QueueRig::kFreeStart, 8});
+    std::vector<Chain> chains;
+    for (uint16_t i = 0; i < kSize; ++i) {
+      rig.driver.add(chain, Table::kIndirect);
+      chains.push_back(rig.queue->pop().value());
+    }
+    const size_t in_flight = rig.queue->long_slice_bytes();
+    chains.clear();
+    while (rig.driver.poll_used()) {
+    }
+    return in_flight;
+  };
+  EXPECT_EQ(run_all(Queue::kInlineSlices), 0U);
+  EXPECT_EQ(run_all(Queue::kKeptSlices), kKept);
+  EXPECT_EQ(rig.queue->long_slice_bytes(), kKept);
+  EXPECT_EQ(run_all(kSize), kSize * kSize * sizeof(IoSlice));
+  EXPECT_EQ(rig.queue->long_slice_bytes(), 0U);
 }
 
 TEST(Queue, empty_buffers_are_allowed_and_left_out) {

@@ -18,10 +18,10 @@ uint64_t tag_of(const BalloonStatistics& statistics, uint16_t tag) {
 
 }  // namespace
 
-BalloonPull::BalloonPull(BalloonWork& work)
-    : x_work(work),
-      x_timer(work.loop().make_timer([this] { timed_out(); })),
-      x_deadline(work.loop().make_timer([this] { finish(false, "it took too long"); })) {}
+BalloonPull::BalloonPull(PulledBalloon& balloon)
+    : x_balloon(balloon),
+      x_timer(balloon.make_timer([this] { timed_out(); })),
+      x_deadline(balloon.make_timer([this] { finish(false, "it took too long"); })) {}
 
 BalloonPull::~BalloonPull() = default;
 
@@ -39,10 +39,10 @@ void BalloonPull::start(uint64_t bytes, Progress progress, Done done) {
     x_waiting.emplace(Waiting{bytes, std::move(progress), std::move(done)});
     return;
   }
-  if (!x_work.live()) return done({.text = "the guest has no balloon driver"});
+  if (!x_balloon.live()) return done({.text = "the guest has no balloon driver"});
   ++x_generation;
   x_wanted = bytes;
-  x_resident_before = x_resident = x_work.pipeline().memory().resident_bytes();
+  x_resident_before = x_resident = x_balloon.resident_bytes();
   x_held = x_free = x_step_bytes = 0;
   x_window_size = kFirstWindow;
   x_inflate_size = kFirstStep;
@@ -52,8 +52,8 @@ void BalloonPull::start(uint64_t bytes, Progress progress, Done done) {
   x_started = Clock::now();
   x_progress = std::move(progress);
   x_done = std::move(done);
-  x_work.shared().pulling.store(true);
-  x_work.shared().counters.pulls.fetch_add(1, std::memory_order_relaxed);
+  x_balloon.shared().pulling.store(true);
+  x_balloon.shared().counters.pulls.fetch_add(1, std::memory_order_relaxed);
   x_deadline->start(kPullMax);
   ask();
 }
@@ -68,9 +68,9 @@ void BalloonPull::ask() {
   x_step = Step::kStatistics;
   x_asked = Clock::now();
   x_timer->cancel();
-  if ((x_work.features() & balloon_bit(VIRTIO_BALLOON_F_STATS_VQ)) == 0) return plan(look({}));
+  if ((x_balloon.features() & balloon_bit(VIRTIO_BALLOON_F_STATS_VQ)) == 0) return plan(look({}));
   // It answers in time, with or without the guest.
-  x_work.request_statistics([this, generation = x_generation](const BalloonStatistics& answer) {
+  x_balloon.request_statistics([this, generation = x_generation](const BalloonStatistics& answer) {
     if (generation != x_generation || x_step != Step::kStatistics) return;
     if (answer.when < x_asked) return finish(false, "the guest does not answer for its statistics");
     plan(look(answer));
@@ -78,8 +78,8 @@ void BalloonPull::ask() {
 }
 
 BalloonPull::Look BalloonPull::look(const BalloonStatistics& statistics) {
-  x_resident = x_work.pipeline().memory().resident_bytes();
-  const uint64_t ram = x_work.shared().ram_bytes;
+  x_resident = x_balloon.resident_bytes();
+  const uint64_t ram = x_balloon.shared().ram_bytes;
   const uint64_t free = std::min(tag_of(statistics, VIRTIO_BALLOON_S_MEMFREE), ram);
   Look now{.kept = reserve(std::min(tag_of(statistics, VIRTIO_BALLOON_S_MEMTOT), ram)),
            .told = !statistics.tags.empty()};
@@ -89,7 +89,7 @@ BalloonPull::Look BalloonPull::look(const BalloonStatistics& statistics) {
   if (x_step_bytes > 0 && free > expected) x_held -= std::min(x_held, free - expected);
   x_free = free;
   // Everything else is in use, and resident but for little: holes of the kernel's, never touched.
-  const uint64_t unused = free + x_held + x_work.shared().actual.load() * kBalloonPage;
+  const uint64_t unused = free + x_held + x_balloon.shared().actual.load() * kBalloonPage;
   const uint64_t used = ram > unused ? ram - unused : 0;
   now.gain = x_resident > used ? x_resident - used : 0;
   if (now.gain < std::max(kGainMin, free / kGainShare)) now.gain = 0;
@@ -98,7 +98,7 @@ BalloonPull::Look BalloonPull::look(const BalloonStatistics& statistics) {
       "pull: {} ms, resident {} MiB, free {} MiB, held {} MiB, balloon {} MiB, to gain {} KiB",
       std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - x_started).count(),
       x_resident / kMiB, free / kMiB, x_held / kMiB,
-      x_work.shared().actual.load() * kBalloonPage / kMiB, now.gain / kKiB);
+      x_balloon.shared().actual.load() * kBalloonPage / kMiB, now.gain / kKiB);
   if (x_progress) x_progress(given());
   return now;
 }
@@ -122,18 +122,18 @@ void BalloonPull::plan(const Look& now) {
   if (x_step_bytes > 0) judge_last_step(now);
   const uint64_t left = x_wanted > given() ? x_wanted - given() : 0;
 
-  const bool hints = x_work.has(BalloonQueue::kHint) && !x_hints_dry && !x_released;
+  const bool hints = x_balloon.has(BalloonQueue::kHint) && !x_hints_dry && !x_released;
   if (hints && !now.told && left > 0 && !x_window_without_statistics) {
     // Nobody knows what is free: one window that can't hurt.
     x_window_without_statistics = true;
-    return start_window(std::min(left, x_work.shared().ram_bytes / 8));
+    return start_window(std::min(left, x_balloon.shared().ram_bytes / 8));
   }
   const uint64_t want = std::min(now.room, left);
   const uint64_t window = std::min({want, std::max(now.gain, x_window_size), kWindowMax});
   if (hints && window >= kHintBlock) return start_window(window);
 
   const bool inflates =
-      (x_work.features() & balloon_bit(VIRTIO_BALLOON_F_DEFLATE_ON_OOM)) != 0 && !x_inflate_dry;
+      (x_balloon.features() & balloon_bit(VIRTIO_BALLOON_F_DEFLATE_ON_OOM)) != 0 && !x_inflate_dry;
   const uint64_t step = std::min({want, std::max(now.gain, x_inflate_size), kInflateStep});
   if (inflates && !x_released && step >= kInflateMin) return inflate(step);
   if (!x_released) return release(left > 0 && inflates && (now.gain > 0 || x_inflated_any));
@@ -144,7 +144,8 @@ void BalloonPull::plan(const Look& now) {
     return inflate(top_up);
   }
   // The guest answered for its statistics before it got round to its blocks: a moment more.
-  if (inflates && !x_topped_up && now.room < kInflateMin && x_release_looks++ < kReleaseLooksMax) {
+  const bool comes = x_hinted_any && now.room < kInflateMin;
+  if (inflates && !x_topped_up && comes && x_release_looks++ < kReleaseLooksMax) {
     x_step = Step::kRelease;
     return x_timer->start(kReleasePause);
   }
@@ -191,7 +192,7 @@ void BalloonPull::end_window() {
 void BalloonPull::hinting_ended() {
   if (x_step == Step::kHinting) {
     x_hints_dry = true;
-    x_work.shared().hint_id.store(VIRTIO_BALLOON_CMD_ID_STOP);
+    x_balloon.shared().hint_id.store(VIRTIO_BALLOON_CMD_ID_STOP);
   } else if (x_step != Step::kHintStop) {
     return;
   }
@@ -205,13 +206,13 @@ void BalloonPull::inflate(uint64_t bytes) {
   x_inflated_any = true;
   x_step_bytes = bytes;
   x_step_resident = x_resident;
-  x_goal = x_work.shared().actual.load() + bytes / kBalloonPage;
+  x_goal = x_balloon.shared().actual.load() + bytes / kBalloonPage;
   show_num_pages(x_goal);
   x_timer->start(kInflatePatience);
 }
 
 void BalloonPull::actual_changed() {
-  const uint64_t actual = x_work.shared().actual.load();
+  const uint64_t actual = x_balloon.shared().actual.load();
   if (x_step == Step::kInflate) {
     if (actual >= x_goal) return ask();
     x_timer->start(kInflatePatience);
@@ -233,18 +234,18 @@ void BalloonPull::release(bool more) {
 
 void BalloonPull::deflate() {
   x_step = Step::kDeflate;
-  x_goal = x_work.shared().target_pages.load();
+  x_goal = x_balloon.shared().target_pages.load();
   show_num_pages(x_goal);
-  if (x_work.shared().actual.load() <= x_goal) return finish(true, "");
+  if (x_balloon.shared().actual.load() <= x_goal) return finish(true, "");
   x_timer->start(kPatience);
 }
 
 void BalloonPull::target_changed() {
   if (!running()) {
-    x_work.shared().num_pages.store(x_work.shared().target_pages.load());
+    x_balloon.shared().num_pages.store(x_balloon.shared().target_pages.load());
   } else if (x_step == Step::kDeflate) {
-    x_goal = x_work.shared().target_pages.load();
-    x_work.shared().num_pages.store(static_cast<uint32_t>(x_goal));
+    x_goal = x_balloon.shared().target_pages.load();
+    x_balloon.shared().num_pages.store(static_cast<uint32_t>(x_goal));
   }
 }
 
@@ -257,7 +258,7 @@ void BalloonPull::timed_out() {
       return finish(false, "the guest stopped hinting without a word");
     case Step::kInflate:
       x_inflate_dry = true;  // "Out of puff!" says Linux, and tries again
-      show_num_pages(x_work.shared().actual.load());
+      show_num_pages(x_balloon.shared().actual.load());
       return ask();
     case Step::kDeflate:
       return finish(false, "the guest does not take its pages out of the balloon");
@@ -275,9 +276,9 @@ void BalloonPull::finish(bool complete, std::string why) {
   x_timer->cancel();
   x_deadline->cancel();
   x_step = Step::kIdle;
-  x_resident = x_work.pipeline().memory().resident_bytes();
+  x_resident = x_balloon.resident_bytes();
   if (x_hinted_any && !x_released) show_hint_id(VIRTIO_BALLOON_CMD_ID_DONE);
-  BalloonShared& shared = x_work.shared();
+  BalloonShared& shared = x_balloon.shared();
   shared.pulling.store(false);
   if (shared.num_pages.load() != shared.target_pages.load())
     show_num_pages(shared.target_pages.load());
@@ -298,13 +299,13 @@ void BalloonPull::finish(bool complete, std::string why) {
 }
 
 void BalloonPull::show_num_pages(uint64_t pages) {
-  x_work.shared().num_pages.store(static_cast<uint32_t>(std::min<uint64_t>(pages, UINT32_MAX)));
-  x_work.config_changed();
+  x_balloon.shared().num_pages.store(static_cast<uint32_t>(std::min<uint64_t>(pages, UINT32_MAX)));
+  x_balloon.config_changed();
 }
 
 void BalloonPull::show_hint_id(uint32_t id) {
-  x_work.shared().hint_id.store(id);
-  x_work.config_changed();
+  x_balloon.shared().hint_id.store(id);
+  x_balloon.config_changed();
 }
 
 }  // namespace lethe

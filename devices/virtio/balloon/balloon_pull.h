@@ -28,7 +28,7 @@
 
 namespace lethe {
 
-class BalloonWork;
+class PulledBalloon;
 
 // Threading: the balloon's thread.
 class BalloonPull {
@@ -59,7 +59,7 @@ class BalloonPull {
   static constexpr std::chrono::milliseconds kInflatePatience{1'000};
   static constexpr std::chrono::seconds kPullMax{60};  // whatever the guest does
 
-  explicit BalloonPull(BalloonWork& work);
+  explicit BalloonPull(PulledBalloon& balloon);
   ~BalloonPull();
 
   // While one runs, a second one waits for its end; a third is refused.
@@ -117,7 +117,7 @@ class BalloonPull {
   void show_hint_id(uint32_t id);
   [[nodiscard]] uint64_t given() const;  // bytes at the last look
 
-  BalloonWork& x_work;
+  PulledBalloon& x_balloon;
   std::unique_ptr<EventLoop::Timer> x_timer;     // the step's
   std::unique_ptr<EventLoop::Timer> x_deadline;  // the whole pull's
   Step x_step = Step::kIdle;

@@ -47,7 +47,22 @@ struct BalloonShared {
 
 class BalloonPull;
 
-class BalloonWork {
+// What a pull needs of the balloon that it belongs to: BalloonWork, or a model of it (tests).
+class PulledBalloon {
+ public:
+  virtual ~PulledBalloon() = default;
+  [[nodiscard]] virtual bool live() const = 0;
+  [[nodiscard]] virtual bool has(BalloonQueue role) const = 0;
+  [[nodiscard]] virtual uint64_t features() const = 0;
+  [[nodiscard]] virtual BalloonShared& shared() = 0;
+  [[nodiscard]] virtual uint64_t resident_bytes() const = 0;  // of guest memory
+  [[nodiscard]] virtual std::unique_ptr<EventLoop::Timer> make_timer(EventLoop::Callback call) = 0;
+  // `done` runs in any case: at once, or soon.
+  virtual void request_statistics(std::function<void(BalloonStatistics)> done) = 0;
+  virtual void config_changed() = 0;
+};
+
+class BalloonWork final : public PulledBalloon {
  public:
   static constexpr size_t kStatisticsMax = 64;  // tags kept, and entries read of an answer
   static constexpr size_t kWaitersMax = 16;     // for an answer
@@ -56,7 +71,7 @@ class BalloonWork {
 
   // All functions: the loop's thread only.
   BalloonWork(EventLoop& loop, ReturnPipeline& pipeline, BalloonShared& shared);
-  ~BalloonWork();
+  ~BalloonWork() override;
 
   void start(uint64_t features, VirtioHost& host);
   void start_queue(BalloonQueue role, std::unique_ptr<Queue> queue, const EventFd& kick);
@@ -75,20 +90,24 @@ class BalloonWork {
   // nowhere else, and each one asks for the next notification.
   void hints_kicked();
 
-  void request_statistics(std::function<void(BalloonStatistics)> done);
+  void request_statistics(std::function<void(BalloonStatistics)> done) override;
   void target_changed();
   void actual_changed();  // the driver wrote it
   void pull(uint64_t bytes, std::function<void(uint64_t)> progress,
             std::function<void(PullResult)> done);
 
   // For the pull.
-  [[nodiscard]] bool live() const { return x_host != nullptr; }
-  [[nodiscard]] bool has(BalloonQueue role) const { return line(role).queue != nullptr; }
-  [[nodiscard]] uint64_t features() const { return x_features; }
-  [[nodiscard]] EventLoop& loop() { return x_loop; }
-  [[nodiscard]] BalloonShared& shared() { return x_shared; }
-  [[nodiscard]] ReturnPipeline& pipeline() { return x_pipeline; }
-  void config_changed();
+  [[nodiscard]] bool live() const override { return x_host != nullptr; }
+  [[nodiscard]] bool has(BalloonQueue role) const override { return line(role).queue != nullptr; }
+  [[nodiscard]] uint64_t features() const override { return x_features; }
+  [[nodiscard]] BalloonShared& shared() override { return x_shared; }
+  [[nodiscard]] uint64_t resident_bytes() const override {
+    return x_pipeline.memory().resident_bytes();
+  }
+  [[nodiscard]] std::unique_ptr<EventLoop::Timer> make_timer(EventLoop::Callback call) override {
+    return x_loop.make_timer(std::move(call));
+  }
+  void config_changed() override;
 
  private:
   struct Line {

@@ -7,10 +7,14 @@
 #include <atomic>
 #include <chrono>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "base/other_user_test_util.h"
 #include "devices/virtio/block/block_test_util.h"
 #include "devices/virtio/block/disk_file.h"
+#include "devices/virtio/block/request.h"
+#include "devices/virtio/queue_test_util.h"
 
 namespace lethe {
 namespace {
@@ -77,6 +81,31 @@ TEST(BlockTest, takes_every_layout_of_a_request) {
     const Bytes now = disk.content();
     EXPECT_TRUE(std::equal(bytes.begin(), bytes.end(), now.begin() + 4 * 512));
   }
+}
+
+TEST(BlockRequestTest, a_long_copy_of_the_slices_ends_with_the_request) {
+  QueueRig rig(256);
+  // Held by a write of so many pieces, and kept after it. The header shares a buffer with the first
+  // piece, so that the slices are not the data's.
+  const auto run = [&](uint16_t pieces) {
+    std::vector<FakeBuffer> buffers(pieces, {QueueRig::kFreeStart, 512, false});
+    buffers[0].size += kBlockHeaderBytes;
+    const virtio_blk_outhdr header{.type = VIRTIO_BLK_T_OUT, .ioprio = 0, .sector = 0};
+    EXPECT_TRUE(rig.memory->store(QueueRig::kFreeStart, header));
+    buffers.push_back({rig.heap.alloc(1), 1, true});
+    rig.driver.add(buffers, FakeDriver::Table::kIndirect);
+    BlockRequest request;
+    uint8_t status = 0;
+    EXPECT_EQ(request.begin(rig.queue->pop().value(), {.sectors = 1024}, status),
+              BlockRequest::Verdict::kStart);
+    EXPECT_EQ(request.data_left(kGiB).count, pieces);
+    const size_t held = request.scratch_bytes();
+    request.finish(VIRTIO_BLK_S_OK);
+    return std::pair(held, request.scratch_bytes());
+  };
+  constexpr size_t kKept = Queue::kKeptSlices * sizeof(iovec);
+  EXPECT_EQ(run(Queue::kKeptSlices), std::pair(kKept, kKept));
+  EXPECT_EQ(run(255), std::pair(255 * sizeof(iovec), size_t{0}));
 }
 
 TEST(BlockTest, tells_its_geometry_and_features) {

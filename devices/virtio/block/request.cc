@@ -141,9 +141,15 @@ void BlockRequest::finish(uint8_t status) {
   const uint64_t data = is_write() ? 0 : std::min(x_done, before);
   const uint64_t written = data == before ? before + 1 : data;
   x_chain->complete(static_cast<uint32_t>(std::min<uint64_t>(written, UINT32_MAX)));
-  x_chain.reset();
+  drop();
 }
 
-void BlockRequest::drop() { x_chain.reset(); }
+void BlockRequest::drop() {
+  x_chain.reset();
+  if (x_scratch_size > Queue::kKeptSlices) [[unlikely]] {
+    x_scratch.reset();
+    x_scratch_size = 0;
+  }
+}
 
 }  // namespace lethe

@@ -69,6 +69,7 @@ class BlockRequest {
   // Completes it with nothing written: on a reset.
   void drop();
   [[nodiscard]] bool in_use() const { return x_chain.has_value(); }
+  [[nodiscard]] size_t scratch_bytes() const { return x_scratch_size * sizeof(iovec); }
 
   // For the owner's lists.
   BlockRequest* next = nullptr;
@@ -89,7 +90,8 @@ class BlockRequest {
   uint64_t x_bytes = 0;
   uint64_t x_done = 0;
   uint64_t x_sector = 0;
-  std::unique_ptr<iovec[]> x_scratch;  // for chains whose slices are not the data's pieces
+  // For chains whose slices are not the data's pieces; up to Queue::kKeptSlices kept for the next.
+  std::unique_ptr<iovec[]> x_scratch;
   uint16_t x_scratch_size = 0;
 };
 
