@@ -91,6 +91,12 @@ class FrontendProgram : public testing::Test {
                           Type::kFrame));
     ASSERT_TRUE(vm_->receive_until<DoneReading>(Type::kDoneReading)) << log();
   }
+  // Takes the memory of what it shows away, and has it look there again: it must see black.
+  void revoke() {
+    memory_.revoke();
+    ASSERT_TRUE(vm_->send(FakeVm::frame(1, ++frame_, 0, 1, kWidth, kHeight), Type::kFrame));
+    ASSERT_TRUE(vm_->receive_until<DoneReading>(Type::kDoneReading)) << log();
+  }
   void expect_key(uint32_t code, bool down, uint64_t surface = 1) {
     const auto key = vm_->receive_until<Key>(Type::kKey);
     ASSERT_TRUE(key) << vm_->complaint();

@@ -2,6 +2,8 @@
 // clients of Debian's and a browser on lethe-vnc, lethe-shot. What they show is compared with what
 // the guest draws (baremetal/guests/picture.h), and a click must come out of the guest's console.
 
+#include <algorithm>
+
 #include "guest-tests/gui_pictures.h"
 #include "guest-tests/gui_vm.h"
 
@@ -143,6 +145,34 @@ TEST_F(FrontendTest, frontends_of_all_kinds_at_once) {
   EXPECT_TRUE(stat_soon("gui.buffers.orphan", 0));
   EXPECT_EQ(stat("gui.buffers.live"), live);
   EXPECT_TRUE(second.runs());
+}
+
+// baremetal/configs/gui-check.toml's first step, and the same with a pixel that the guest does not
+// draw.
+TEST_F(FrontendTest, a_check_of_the_screen_that_fails_leaves_three_pictures) {
+  Image wrong = screen_image();
+  wrong.pixels[wrong.width * 30 + 50] ^= 0xffffff;
+  ASSERT_TRUE(write_png(x_dir + "/right.png", screen_image()));
+  ASSERT_TRUE(write_png(x_dir + "/wrong.png", wrong));
+  std::ofstream(x_dir + "/looks.toml")
+      << "[memory]\nsize = \"32M\"\n[boot]\nkernel = \""
+      << (program_folder().parent_path() / "guest-tests/baremetal/demo.elf").string()
+      << "\"\ncmdline = \"still=1\"\n[gui]\nenabled = true\nwidth = " << wrong.width
+      << "\nheight = " << wrong.height
+      << "\n[check]\nexit = \"screen\"\ndeadline_ms = 60000\n"
+         "[[check.screen]]\nwait_image = \"right.png\"\n"
+         "[[check.screen]]\nwait_image = \"wrong.png\"\ntimeout_ms = 300\n";
+  Program check({lethe(), "check", x_dir + "/looks.toml", "--out", x_dir + "/out"}, x_dir + "/log");
+  EXPECT_EQ(check.wait_for_end(), 1) << check.said();
+  EXPECT_EQ(count_of(check.said(), "step 2 of 2: "), 1U) << check.said();
+  EXPECT_EQ(count_of(check.said(), "1x1+50+30"), 1U) << check.said();
+  const std::string pictures = x_dir + "/out/looks.screen/";
+  EXPECT_EQ(decode_png(file_text(pictures + "actual.png")).pixels, screen_image().pixels);
+  EXPECT_EQ(decode_png(file_text(pictures + "expected.png")).pixels, wrong.pixels);
+  const Image difference = decode_png(file_text(pictures + "difference.png"));
+  ASSERT_EQ(difference.pixels.size(), wrong.pixels.size());
+  EXPECT_EQ(difference.at(50, 30), 0xff0000U);
+  EXPECT_EQ(std::ranges::count(difference.pixels, 0xff0000U), 1);
 }
 
 }  // namespace

@@ -53,6 +53,19 @@ inline Image decode_png(const std::string& bytes) {
   return image;
 }
 
+// That picture as a PNG file.
+[[nodiscard]] inline bool write_png(const std::string& path, const Image& image) {
+  png_image png{};
+  png.version = PNG_IMAGE_VERSION;
+  png.width = image.width;
+  png.height = image.height;
+  png.format = PNG_FORMAT_BGR;
+  std::vector<uint8_t> bytes;
+  for (const uint32_t pixel : image.pixels)
+    for (const int shift : {0, 8, 16}) bytes.push_back(static_cast<uint8_t>(pixel >> shift));
+  return png_image_write_to_file(&png, path.c_str(), 0, bytes.data(), 0, nullptr) != 0;
+}
+
 // A complete JPEG file's bytes. (libjpeg ends the process for a file that is none.)
 inline Image decode_jpeg(const std::string& bytes) {
   if (bytes.size() < 4 || bytes.compare(0, 2, "\xff\xd8") != 0) return {};

@@ -14,6 +14,7 @@ using lethe::FakeFrontend;
 namespace gui = lethe::gui;
 
 constexpr const char* kLive = "gui.buffers.live";
+constexpr const char* kLiveBytes = "gui.buffer_bytes.live";
 constexpr const char* kOrphan = "gui.buffers.orphan";
 constexpr const char* kFreeing = "gui.buffers.freeing";
 constexpr const char* kFrontends = "gui.frontends";
@@ -329,6 +330,8 @@ TEST_F(GuiTest, a_guest_that_reboots_with_buffers_mapped_leaves_none_behind) {
   FakeFrontend frontend = FakeFrontend::connect(socket_path());
   // It sees the windows of four boots: the connection stays, old windows go.
   uint64_t last = 0;
+  double live = 0;
+  size_t descriptors = 0;
   for (int boot = 0; boot < 4; ++boot) {
     if (boot > 0) ASSERT_NO_FATAL_FAILURE(go_on());
     uint64_t found = 0;
@@ -340,12 +343,20 @@ TEST_F(GuiTest, a_guest_that_reboots_with_buffers_mapped_leaves_none_behind) {
     })) << x_vm.said();
     if (last != 0) EXPECT_FALSE(frontend.surfaces.contains(last));
     last = found;
+    if (boot > 0) continue;
+    live = stat(kLiveBytes);
+    descriptors = x_vm.descriptors();
   }
   // Of all that was mapped the last window's buffer is left.
   EXPECT_TRUE(receive_until(frontend, [&] { return frontend.buffers.size() == 1; }));
   EXPECT_TRUE(stat_soon(kOrphan, 0));
   EXPECT_TRUE(stat_soon(kFreeing, 0));
   EXPECT_EQ(stat("gui.buffers_ended_total.revoked"), 0);
+  EXPECT_GT(live, 0);
+  EXPECT_EQ(stat(kLiveBytes), live);
+  EXPECT_EQ(stat("gui.buffer_bytes.orphan"), 0);
+  EXPECT_TRUE(soon([&] { return x_vm.descriptors() == descriptors; }))
+      << x_vm.descriptors() << ", at first " << descriptors;
 }
 
 TEST_F(GuiTest, a_killed_vm_is_the_end_for_its_frontends) {
@@ -363,23 +374,16 @@ TEST_F(GuiTest, a_flood_of_windows_costs_nothing_that_lasts) {
   ASSERT_NO_FATAL_FAILURE(start("gui.elf", "test=churn wait=1 buffers=3000"));
   ASSERT_TRUE(x_vm.says_soon("stage before"));
   FakeFrontend frontend = FakeFrontend::connect(socket_path());
-  const auto descriptors = [&] {
-    size_t count = 0;
-    for ([[maybe_unused]] const auto& entry :
-         std::filesystem::directory_iterator("/proc/" + std::to_string(x_vm.pid()) + "/fd"))
-      ++count;
-    return count;
-  };
   const auto resident_kib = [&] {
     const std::string status = file_text("/proc/" + std::to_string(x_vm.pid()) + "/status");
     return std::strtoul(status.c_str() + status.find("VmRSS:") + 6, nullptr, 10);
   };
-  const size_t before_descriptors = descriptors();
+  const size_t before_descriptors = x_vm.descriptors();
   const size_t before_kib = resident_kib();
   ASSERT_NO_FATAL_FAILURE(go_on());
   ASSERT_TRUE(receive_until(frontend, [&] { return lines_with("stage after") > 0; }));
   EXPECT_TRUE(stat_soon(kOrphan, 0));
-  EXPECT_LE(descriptors(), before_descriptors + 8);
+  EXPECT_LE(x_vm.descriptors(), before_descriptors + 8);
   EXPECT_LE(resident_kib(), before_kib + kGrowthKiBMax);
   EXPECT_LE(std::ranges::count(x_vm.said(), '\n'), 40);
   ASSERT_NO_FATAL_FAILURE(go_on());

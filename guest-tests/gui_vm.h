@@ -75,6 +75,11 @@ class Program {
   void send(int signal) const { EXPECT_EQ(kill(x_pid, signal), 0); }
   [[nodiscard]] pid_t pid() const { return x_pid; }
   [[nodiscard]] std::string said() const { return file_text(x_log); }
+  // Descriptors that it has open.
+  [[nodiscard]] size_t descriptors() const {
+    const std::filesystem::directory_iterator all("/proc/" + std::to_string(x_pid) + "/fd");
+    return static_cast<size_t>(std::distance(begin(all), end(all)));
+  }
   [[nodiscard]] bool says_soon(const std::string& text) const {
     const bool found = soon([&] { return said().find(text) != std::string::npos; });
     EXPECT_TRUE(found) << "no '" << text << "' in: " << said();

@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -29,6 +30,7 @@ using std::chrono::steady_clock;
 constexpr milliseconds kDeadline{60'000};
 constexpr uint64_t kLeastMapping = uint64_t{128} << 20;
 constexpr int64_t kTouchedKib = 7 * 4;   // of each 2 MiB: kPlaces in balloon.cc
+constexpr int64_t kSavedSlackKib = 128;  // the guest's work, and the file system's own blocks
 constexpr int64_t kSlackKib = 5 * 1024;  // huge pages that are not all freed, and the guest's work
 
 std::filesystem::path program_folder() {
@@ -166,6 +168,16 @@ class ReturnRun {
     return text;
   }
   const std::string& name() const { return x_name; }
+  // What the memory file of a snapshot made now takes on the disk.
+  int64_t snapshot_kib(const std::string& snapshot) const {
+    const std::string dir = x_run_time + "/" + snapshot;
+    int code = -1;
+    const std::string said = lethe_says("snapshot " + x_name + " " + dir, &code);
+    EXPECT_EQ(code, 0) << said;
+    struct stat file{};
+    EXPECT_EQ(stat((dir + "/memory").c_str(), &file), 0);
+    return file.st_blocks / 2;
+  }
 
   // PUT /memory with this body.
   void set_memory(const std::string& body) const {
@@ -284,6 +296,31 @@ INSTANTIATE_TEST_SUITE_P(Policies, MemoryReturn,
                          testing::Values("pool", "discard", "shared", "lazy"),
                          [](const auto& info) { return std::string(info.param); });
 
+class MemoryInASnapshot : public testing::TestWithParam<const char*> {};
+
+TEST_P(MemoryInASnapshot, what_was_returned_costs_nothing) {
+  ReturnRun run(GetParam());
+  const int64_t blocks = run.stage("filled") / 2;
+  const int64_t full = run.snapshot_kib("full");
+  EXPECT_GE(full, blocks * kTouchedKib);
+  run.go_on();
+  const int64_t returned = run.stage("returned") / 2;
+  if (GetParam() == std::string("pool")) EXPECT_GT(run.statistic_kib("pool", "bytes"), 0);
+  const int64_t kept = run.snapshot_kib("kept");
+  // What Lethe still holds in its pool is not the guest's any more.
+  if (GetParam() == std::string("pool")) EXPECT_GT(run.statistic_kib("pool", "bytes"), 0);
+  expect_near(full - kept, returned * kTouchedKib, kSavedSlackKib);
+  for (const char* stage : {"filled", "returned", "filled", "returned", "refilled"}) {
+    run.go_on();
+    run.stage(stage);  // the guest checks its blocks, and finds those it returned empty
+  }
+  run.go_on();
+  EXPECT_EQ(run.exit_code(), 64);
+}
+
+INSTANTIATE_TEST_SUITE_P(Policies, MemoryInASnapshot, testing::Values("pool", "discard"),
+                         [](const auto& info) { return std::string(info.param); });
+
 TEST(MemoryReturnByTheHost, a_balloon_takes_memory_and_gives_it_back) {
   constexpr int64_t kTargetKib = 96 * 1024;
   ReturnRun run("host-driven");
@@ -294,10 +331,13 @@ TEST(MemoryReturnByTheHost, a_balloon_takes_memory_and_gives_it_back) {
     run.stage(stage);
   }
   const Weight full = run.weigh();
+  const int64_t saved_full = run.snapshot_kib("full");
   run.set_memory(R"({"balloon_target": "96M"})");
   EXPECT_TRUE(lethe::eventually(
       [&] { return run.statistic_kib("balloon", "actual_bytes") == kTargetKib; }, kDeadline));
   expect_near(full.resident - run.weigh().resident, kTargetKib, kSlackKib);
+  const int64_t saved = kTargetKib / 2048 * kTouchedKib;
+  expect_near(saved_full - run.snapshot_kib("inflated"), saved, saved / 10 + kSavedSlackKib);
   run.set_memory(R"({"balloon_target": 0})");
   EXPECT_TRUE(lethe::eventually([&] { return run.statistic_kib("balloon", "actual_bytes") == 0; },
                                 kDeadline));

@@ -1,10 +1,13 @@
 // Snapshot and restore of running guests (label kvm): a bare-metal guest counts, checks its memory,
 // writes and reads a disk, and says where it is; whatever is done to its VM, no round may be lost,
 // done twice or wrong (baremetal/guests/snapshot.cc).
+#include <algorithm>
 #include <atomic>
 #include <thread>
 
 #include "guest-tests/snapshot_test_util.h"
+#include "vmm/kvm/cpu_features.h"
+#include "vmm/snapshot/snapshot_dir.h"
 
 namespace lethe::snapshots {
 namespace {
@@ -139,6 +142,33 @@ TEST_F(Snapshot, wrong_versions_truncated_and_altered_files_are_refused) {
   flip("s/memory", 0x10'0000 + 100);
   ASSERT_NO_FATAL_FAILURE(restore("s", "again"));
   ASSERT_NO_FATAL_FAILURE(wait_for_rounds("again", 5));
+}
+
+// The snapshot of a guest that was told of a feature that no processor has: a reserved bit.
+TEST_F(Snapshot, a_processor_without_a_feature_that_the_guest_was_told_of_is_refused) {
+  write_config("pages=64");
+  ASSERT_NO_FATAL_FAILURE(run());
+  ASSERT_NO_FATAL_FAILURE(save("s", "--stop"));
+  EXPECT_EQ(wait_for_end(), 6);
+  const auto files = open_snapshot(path("s"));
+  ASSERT_TRUE(files.has_value());
+  std::vector<uint8_t> sections(files->sections().begin(), files->sections().end());
+  constexpr std::string_view kName("\5\0\0\0cpuid", 9);  // as StateWriter::begin_section() has it
+  const auto found = std::ranges::search(sections, kName);
+  ASSERT_EQ(found.size(), kName.size());
+  StateReader reader({found.begin(), sections.end()});
+  auto cpuid = restore_cpuid(reader);
+  ASSERT_TRUE(cpuid.has_value());
+  std::ranges::find(*cpuid, 1U, &kvm_cpuid_entry2::function)->ecx |= 1U << 16;
+  StateWriter writer;
+  save_cpuid(*cpuid, writer);
+  std::ranges::copy(writer.take(), found.begin());
+  const std::vector<uint8_t> state = make_state_file(sections);
+  // SAFETY: the vector's bytes.
+  std::ofstream(path("s/state"), std::ios::binary)
+      .write(reinterpret_cast<const char*>(state.data()), std::ssize(state));
+  expect_refused("restore --non-interactive " + path("s"), 2,
+                 "lacks features that the guest uses: CPUID 0x1.0 ecx bits 0x10000");
 }
 
 TEST_F(Snapshot, a_restored_vm_can_run_detached) {

@@ -8,9 +8,12 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <utility>
 
 #include "base/packet.h"
+#include "base/test_util.h"
 
 namespace lethe {
 namespace {
@@ -179,6 +182,24 @@ size_t open_descriptors() {
   while (::readdir(directory) != nullptr) ++count;
   ::closedir(directory);
   return count - 3;  // ".", "..", and the directory's own
+}
+
+void IdleGui::expect_idle() const {
+  x_gui.set_limits({.orphans_max = 0});
+  const LedgerCounters& ledger = x_gui.ledger().counters();
+  for (const auto& [name, of] : {std::pair("live", &ledger.live),
+                                 {"orphan", &ledger.orphan},
+                                 {"freeing", &ledger.freeing},
+                                 {"leaked", &ledger.leaked}}) {
+    EXPECT_TRUE(eventually([&] { return of->buffers == 0; })) << of->buffers << name;
+    EXPECT_EQ(of->bytes, 0U) << name;
+  }
+  MetricSum frontends("lethe_gui_frontends_total");
+  x_gui.report_metrics(frontends);
+  const auto watched = std::min(static_cast<unsigned>(frontends.sum), ShareLedger::kHoldersMax);
+  EXPECT_TRUE(eventually([&] { return open_descriptors() <= x_descriptors + 2 * watched; }))
+      << open_descriptors() << " descriptors, at first " << x_descriptors << ", " << watched
+      << " processes watched";
 }
 
 }  // namespace lethe

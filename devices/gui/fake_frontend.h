@@ -1,6 +1,5 @@
 // A frontend for tests: connects to a GUI channel, receives, maps, answers. And a place for the
-// channel's socket, a creator that remembers what it heard, and a count of this process's
-// descriptors.
+// channel's socket, a creator that remembers what it heard, and what is left when all are gone.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -156,5 +155,36 @@ class FakeCreator : public SurfaceListener {
 [[nodiscard]] bool connect_to(int socket, const std::string& path);
 // Descriptors that this process has open.
 [[nodiscard]] size_t open_descriptors();
+
+// The sum over all labels of one metric.
+class MetricSum : public MetricSink {
+ public:
+  explicit MetricSum(std::string_view name) : x_name(name) {}
+  void counter(std::string_view name, std::string_view, uint64_t value, Labels) override {
+    if (name == x_name) sum += static_cast<double>(value);
+  }
+  void gauge(std::string_view name, std::string_view, double value, Labels) override {
+    if (name == x_name) sum += value;
+  }
+  void histogram(std::string_view, std::string_view, const Histogram::Snapshot&, Labels) override {}
+  double sum = 0;
+
+ private:
+  std::string_view x_name;
+};
+
+// What a Gui holds that nobody uses: made when nobody does yet, asked when nobody does any more.
+class IdleGui {
+ public:
+  explicit IdleGui(Gui& gui) : x_gui(gui), x_descriptors(open_descriptors()) {}
+  // Its creators are gone, and its frontends' sockets closed. There is no buffer any more, not even
+  // an orphan once none may be, and no descriptor but what waits for a frontend's process to exit,
+  // which may be this one: two each.
+  void expect_idle() const;
+
+ private:
+  Gui& x_gui;
+  size_t x_descriptors;
+};
 
 }  // namespace lethe

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,12 +24,21 @@ class GuiRig {
  public:
   explicit GuiRig(GuiOptions options = {}, std::unique_ptr<FakeGuiSocket> socket = nullptr)
       : x_socket(socket ? std::move(socket) : std::make_unique<FakeGuiSocket>()) {
+    x_descriptors = open_descriptors();
     options.vm_name = "test";
     gui = std::make_unique<Gui>(options);
     const auto listening = gui->listen(x_socket->take());
     EXPECT_TRUE(listening) << listening.error().text;
+    x_idle.emplace(*gui);
   }
-  ~GuiRig() { end(); }
+  ~GuiRig() {
+    if (gui) {
+      on_gui([&] { gui->forget_listener(creator); });
+      x_idle->expect_idle();
+      end();
+    }
+    EXPECT_EQ(open_descriptors(), x_descriptors - 1) << "the listening socket is closed, too";
+  }
   void end() {
     if (gui) on_gui([&] { gui->forget_listener(creator); });
     gui.reset();
@@ -122,23 +132,8 @@ class GuiRig {
 
  private:
   std::unique_ptr<FakeGuiSocket> x_socket;
-};
-
-// The sum over all labels of one metric.
-class MetricSum : public MetricSink {
- public:
-  explicit MetricSum(std::string_view name) : x_name(name) {}
-  void counter(std::string_view name, std::string_view, uint64_t value, Labels) override {
-    if (name == x_name) sum += static_cast<double>(value);
-  }
-  void gauge(std::string_view name, std::string_view, double value, Labels) override {
-    if (name == x_name) sum += value;
-  }
-  void histogram(std::string_view, std::string_view, const Histogram::Snapshot&, Labels) override {}
-  double sum = 0;
-
- private:
-  std::string_view x_name;
+  size_t x_descriptors = 0;
+  std::optional<IdleGui> x_idle;
 };
 
 inline double GuiRig::metric(std::string_view name) const {

@@ -320,8 +320,7 @@ TEST_F(ViewProgram, reconnects_to_a_vm_that_was_started_again) {
 
 TEST_F(ViewProgram, survives_a_revoked_buffer) {
   start_with_screen();
-  memory_.revoke();
-  ASSERT_TRUE(vm_->send(FakeVm::frame(1, ++frame_, 0, 1, kWidth, kHeight), Type::kFrame));
+  ASSERT_NO_FATAL_FAILURE(revoke());
   EXPECT_TRUE(x_->wait_for_picture(window_, Picture(kWidth, kHeight))) << log();
 }
 

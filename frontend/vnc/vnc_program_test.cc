@@ -133,6 +133,14 @@ TEST_F(VncProgram, composes_windows_on_one_desktop_and_keys_go_where_was_clicked
   EXPECT_TRUE(client_.wait_for_picture(expected)) << "the one clicked is above";
 }
 
+TEST_F(VncProgram, survives_a_revoked_buffer) {
+  start_with_client();
+  ASSERT_NO_FATAL_FAILURE(revoke());
+  ASSERT_TRUE(client_.wait_for_picture(Picture(kWidth, kHeight))) << log();
+  ASSERT_TRUE(client_.key('a', true));
+  expect_key(KEY_A, true);
+}
+
 TEST_F(VncProgram, survives_hostile_clients) {
   start_with_client();
   FakeRfbClient other;

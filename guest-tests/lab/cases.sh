@@ -108,15 +108,16 @@ snapshot() {
   echo "PASS linux-snapshot: goes on with round $first; $(cat "$log.saved")"
 }
 
-# What the ledger says of a VM's shared buffers: "live":1,"orphan":0,... "leaked":0
+# What the ledger says of a VM's shared buffers, in numbers, in bytes, and of those that are gone:
+# "live":1,"orphan":0,... "live":N,"orphan":0,... ... "leaked":0
 buffers() { # buffers VM
   "$LETHE" stats "$1" --json | tr -d ' \n' |
-    sed 's/.*"buffers":{\([^}]*\)}.*"buffers_ended_total":{\([^}]*\)}.*/\1 \2/'
+    sed 's/.*"buffers":{\([^}]*\)},"buffer_bytes":{\([^}]*\)},"buffers_ended_total":{\([^}]*\)}.*/\1 \2 \3/'
 }
 # All that is left is the console's own picture.
 only_the_screen() { # only_the_screen VM
   case $(buffers "$1") in
-    '"live":1,"orphan":0,"freeing":0 '*'"leaked":0'*) ;;
+    '"live":1,"orphan":0,"freeing":0 "live":'*',"orphan":0,"freeing":0 '*'"leaked":0'*) ;;
     *) return 1 ;;
   esac
 }

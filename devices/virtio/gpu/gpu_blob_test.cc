@@ -1,6 +1,7 @@
 // Blobs, and the window in which the guest maps them. The test reads and writes where a vCPU would.
 #include <fstream>
 
+#include "base/test_util.h"
 #include "devices/virtio/gpu/gpu_test_util.h"
 
 namespace lethe {
@@ -202,6 +203,7 @@ TEST_F(GpuBlob, ten_thousand_random_resizes_leave_the_window_whole) {
     return (random >> 8) % below;
   };
   uint32_t id = 0;
+  const size_t open = open_descriptors();
   for (int i = 0; i < 10'000; ++i) {
     if (taken.size() >= 40 || (!taken.empty() && next(3) == 0)) {
       auto victim = std::next(taken.begin(), next(static_cast<uint32_t>(taken.size())));
@@ -236,6 +238,9 @@ TEST_F(GpuBlob, ten_thousand_random_resizes_leave_the_window_whole) {
   EXPECT_LE(mappings(), 4 * taken.size() + 8);
   for (const auto& [offset, entry] : taken) ASSERT_EQ(guest->unref(entry.second), kOk);
   EXPECT_LE(mappings(), 8U);
+  EXPECT_TRUE(eventually([&] { return counter(ledger().freeing.buffers) == 0; }));
+  EXPECT_EQ(counter(ledger().live.bytes), 0U);
+  EXPECT_EQ(open_descriptors(), open);
 }
 
 TEST_F(GpuBlob, a_reset_takes_everything_out_of_the_window) {

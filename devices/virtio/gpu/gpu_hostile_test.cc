@@ -1,6 +1,7 @@
 // What a hostile guest sends. Each is refused by itself, and the device goes on.
 #include <fstream>
 
+#include "base/test_util.h"
 #include "devices/virtio/gpu/gpu_test_util.h"
 #include "devices/virtio/gpu/resources.h"
 #include "devices/virtio/gpu/window_context.h"
@@ -9,11 +10,17 @@ namespace lethe {
 namespace {
 
 using Commands = FakeWindowCommands;
+using namespace std::chrono_literals;
 
 class GpuHostile : public GpuTest {
  protected:
-  GpuHostile() : GpuTest({.buffers_max = 256, .bytes_max = 64 * kMiB}) {}
+  // A patient one: the flood's frontend reads only now and then.
+  GpuHostile() : GpuTest({.buffers_max = 256, .bytes_max = 64 * kMiB, .drain_patience = 60s}) {}
   void goes_on() {
+    // Of what was refused nothing is left: the only descriptors more are two for each buffer.
+    EXPECT_TRUE(eventually([&] { return counter(ledger().freeing.buffers) == 0; }));
+    const uint64_t buffers = counter(ledger().live.buffers) + counter(ledger().orphan.buffers);
+    EXPECT_EQ(open_descriptors(), open + 2 * buffers);
     EXPECT_EQ(guest->create_2d(0xfffff, 8, 8), kOk);
     EXPECT_EQ(guest->unref(0xfffff), kOk);
     EXPECT_EQ(guest->transport().needs_reset_count(), 0U);
@@ -29,6 +36,7 @@ class GpuHostile : public GpuTest {
     statm >> size >> pages;
     return pages * 4096;
   }
+  size_t open = open_descriptors();  // once the device has started
 };
 
 TEST_F(GpuHostile, sizes_that_overflow_are_no_images) {
@@ -397,6 +405,8 @@ TEST_F(GpuHostile, a_broken_ring_needs_a_reset_and_comes_back) {
 // quick: 100,000 of each of the two.
 TEST_F(GpuHostile, a_hundred_thousand_come_and_go_at_no_cost) {
   FakeFrontend frontend = connect();
+  ASSERT_TRUE(frontend.receive_until(gui::Type::kSurface));
+  open = open_descriptors();
   ASSERT_EQ(guest->context_create(1), kOk);
   Commands batch;
   batch.create(100).attach(100, 1);
@@ -435,6 +445,10 @@ TEST_F(GpuHostile, a_hundred_thousand_come_and_go_at_no_cost) {
 #endif
   EXPECT_LT(resident(), memory_before + kKept + 32 * kMiB);
   EXPECT_EQ(counter(ledger().live.buffers), 0U);
+  EXPECT_TRUE(eventually([&] {
+    frontend.drain();
+    return counter(ledger().orphan.buffers) == 0 && frontend.buffers.empty();
+  }));
   goes_on();
 }
 

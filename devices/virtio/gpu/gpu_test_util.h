@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,7 @@ class GpuTest : public testing::Test {
     gui = std::make_unique<Gui>(options);
     const auto listening = gui->listen(socket.take());
     EXPECT_TRUE(listening) << listening.error().text;
+    idle.emplace(*gui);
     const GuestMemory::Range ram{GuestAddr{0}, kMemory};
     memory = GuestMemory::create({&ram, 1}, {.thp = false}).value();
     device = GpuDevice::create(*memory, *gui, gpu_options, &input).value();
@@ -50,8 +52,9 @@ class GpuTest : public testing::Test {
   ~GpuTest() override {
     guest.reset();
     device.reset();
-    // Everything was given up.
-    EXPECT_EQ(counter(gui->ledger().counters().live.buffers), 0U);
+    idle->expect_idle();
+    gui.reset();
+    EXPECT_EQ(open_descriptors(), descriptors - 1) << "the listening socket is closed, too";
   }
   static GpuOptions small() {
     return {.screens = 1, .width = 640, .height = 480, .window_memory = kWindow};
@@ -98,6 +101,8 @@ class GpuTest : public testing::Test {
   FakeGuiSocket socket;
   FakeScreenInput input;
   std::unique_ptr<Gui> gui;
+  size_t descriptors = open_descriptors();  // the listening socket's among them
+  std::optional<IdleGui> idle;
   std::unique_ptr<GuestMemory> memory;
   std::unique_ptr<GpuDevice> device;
   std::unique_ptr<FakeGpuDriver> guest;

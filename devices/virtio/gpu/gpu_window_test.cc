@@ -123,10 +123,18 @@ TEST_F(GpuWindow, unmapped_but_not_destroyed_it_stays_invisible) {
   buffer(2, 8192);
   ASSERT_EQ(submit(Commands().create(1).title(1, "w").attach(1, 2)), kOk);
   const SurfaceId id = find(frontend, "w");
+  ASSERT_TRUE(frame_of(frontend, 32));
+  const size_t open = open_descriptors();
   ASSERT_EQ(submit(Commands().geometry(1, 0, 0, 32, 32, 0)), kOk);
   while (frontend.surfaces[id].flags != 0) ASSERT_TRUE(frontend.receive());
   ASSERT_EQ(submit(Commands().damage(1, 5)), kOk);  // its life goes on
   EXPECT_EQ(next_of(window::kEventDone)->a, 5U);
+  // It keeps its buffer, as the frontend does: beside it there is the ring.
+  EXPECT_EQ(counter(ledger().live.buffers), 2U);
+  EXPECT_EQ(counter(ledger().live.bytes), kRingBytes + kBufferBytes);
+  EXPECT_EQ(counter(ledger().orphan.buffers), 0U);
+  EXPECT_TRUE(frontend.gone.empty());
+  EXPECT_EQ(open_descriptors(), open);
   ASSERT_EQ(submit(Commands().geometry(1, 0, 0, 32, 32, window::kWindowVisible)), kOk);
   while (frontend.surfaces[id].flags == 0) ASSERT_TRUE(frontend.receive());
   EXPECT_TRUE(frontend.surfaces_gone.empty());
