@@ -300,6 +300,36 @@ net() {
   echo "PASS linux-net: an address by DHCP, 4 MiB from the host's loopback, 4 MiB by a forwarded port"
 }
 
+# A stock guest on a tap that Lethe makes: two pairs of queues, checksums and segments left to the
+# host, a file each way.
+tap() {
+  log=$OUT/linux-tap.log
+  timeout -s KILL 240 "$LETHE" run guest-tests/lab/signals/linux-tap.toml \
+    </dev/null >"$log" 2>&1 &
+  lethe_pid=$!
+  left=100
+  until ip addr add 198.51.100.1/24 dev vm0 2>/dev/null || [ $left = 0 ]; do
+    left=$((left - 1))
+    sleep 0.1
+  done
+  ip link set vm0 up
+  serve 198.51.100.1:8000
+  served=0
+  fetch_from_guest "$log" 198.51.100.2:80 || served=1
+  code=0
+  wait $lethe_pid || code=$?
+  kill $httpd_pid
+  if [ $code != 0 ] || [ $served != 0 ] || ! grep -q "lethe-test: tap: passed" "$log" ||
+    ! grep -q "lethe-test: tap: sum $sum" "$log"; then
+    echo "FAIL linux-tap: exit code $code, the file's sum is $sum, that of what the guest sent" \
+      "$fetched; the end of its console:"
+    tail -n 20 "$log"
+    return 1
+  fi
+  echo "PASS linux-tap: $(sed -n 's/.*lethe-test: tap: \([0-9]* bytes.*\)/\1/p' "$log" | tr -d '\r' |
+    tr '\n' ' ')"
+}
+
 # A stock guest's agent runs commands for `lethe check`: a wrong exit code is found and named, and
 # what the guest made comes out whole.
 commands() {
@@ -334,6 +364,7 @@ run check "$LETHE" check --jobs 1 --out "$OUT" --junit "$OUT/junit.xml" "$@"
 run powerbutton power_button
 run snapshot snapshot
 run net apart net
+run tap apart tap
 run exec commands
 run screen screen
 run windows windows
