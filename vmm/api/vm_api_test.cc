@@ -178,6 +178,8 @@ TEST_F(VmApi, tells_and_sets_the_guis_limits) {
   EXPECT_EQ(ask("GET", "/gui").body,
             "{\"free_per_iteration\":10000,\"orphan_bytes_max\":0,\"orphans_max\":0,"
             "\"orphan_ms_max\":5,\"buffers\":{\"live\":{\"buffers\":3,\"bytes\":4096},"
+            "\"orphan\":{\"buffers\":1,\"bytes\":512},\"freed\":{\"buffers\":9,\"bytes\":8192},"
+            "\"revoked\":{\"buffers\":2,\"bytes\":64},"
             "\"leaked\":{\"buffers\":0,\"bytes\":0}}}\n");
   const ClientAnswer answer =
       ask("PATCH", "/gui", R"({"free_per_iteration":0,"orphan_bytes_max":"64M","orphans_max":7})");
