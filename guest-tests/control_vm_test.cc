@@ -250,16 +250,32 @@ TEST_F(ControlVm, events_tell_the_whole_run_over_restarts) {
   EXPECT_EQ(curl("POST", "/resume").status, 200);
   EXPECT_EQ(curl("POST", "/memory/reclaim", R"({"bytes":"1M"})").status, 200);
   EXPECT_EQ(curl("PATCH", "/disks/0", R"({"iops_max":5000})").status, 200);
+  EXPECT_EQ(curl("PUT", "/memory", R"({"policy":"discard"})").status, 200);
+  EXPECT_EQ(curl("PATCH", "/log", R"({"levels":"warn"})").status, 200);
   EXPECT_EQ(curl("POST", "/reset").status, 202);
   EXPECT_EQ(first.wait_for_end(), 0) << first.said();  // curl saw the stream's proper end
-  EXPECT_EQ(event_names(first.said()), "started paused resumed reclaimed disk reset ");
-  Program second = listen("6");
+  EXPECT_EQ(event_names(first.said()), "started paused resumed reclaimed disk memory log reset ");
+  Program second = listen("8");
   EXPECT_TRUE(second.says_soon("event: started"));
   EXPECT_EQ(curl("POST", "/kill").status, 202);
   EXPECT_EQ(second.wait_for_end(), 0) << second.said();
   EXPECT_EQ(event_names(second.said()), "started ended ");
   EXPECT_THAT(second.said(), HasSubstr("\"how\":\"forced\",\"exit_code\":6}"));
   EXPECT_EQ(x_vm.wait_for_end(), 6);
+}
+
+TEST_F(ControlVm, a_snapshot_and_an_orderly_end_are_events) {
+  ASSERT_NO_FATAL_FAILURE(start_busy());
+  Program events = listen("0");
+  ASSERT_TRUE(events.says_soon("event: started"));
+  const std::string dir = x_dir + "/snapshot";
+  const Answer answer = curl("POST", "/snapshot", "{\"dir\":\"" + dir + "\"}");
+  EXPECT_EQ(answer.status, 200) << answer.body;
+  x_vm.send(SIGTERM);
+  EXPECT_EQ(x_vm.wait_for_end(), 0) << x_vm.said();
+  EXPECT_EQ(events.wait_for_end(), 0) << events.said();
+  EXPECT_EQ(event_names(events.said()), "started snapshot stopping power-button ended ");
+  EXPECT_THAT(events.said(), HasSubstr("\"dir\":\"" + dir + "\""));
 }
 
 TEST_F(ControlVm, the_console_is_told_and_takes_a_size) {
@@ -312,7 +328,7 @@ TEST_F(ControlVm, a_screen_is_told_resized_and_photographed_also_while_the_guest
   EXPECT_EQ(curl("GET", "/gui/screens/1/screenshot").status, 404);
 }
 
-TEST_F(ControlVm, frontends_that_come_and_go_are_events) {
+TEST_F(ControlVm, frontends_that_come_and_go_and_the_screens_settings_are_events) {
   ASSERT_NO_FATAL_FAILURE(start("demo.elf", "still=1", "", "[gui]\nenabled = true\n"));
   ASSERT_TRUE(x_vm.says_soon("window 2 opened"));
   Program events = listen("0");
@@ -323,9 +339,12 @@ TEST_F(ControlVm, frontends_that_come_and_go_are_events) {
     ASSERT_TRUE(events.says_soon("\"frontends\":1}"));
   }
   ASSERT_TRUE(events.says_soon("\"frontends\":0}"));
+  EXPECT_EQ(curl("PATCH", "/gui", R"({"orphans_max":7})").status, 200);
+  EXPECT_EQ(curl("PUT", "/gui/screens/0", R"({"width":1024,"height":768})").status, 200);
   EXPECT_EQ(curl("POST", "/kill").status, 202);
   EXPECT_EQ(events.wait_for_end(), 0) << events.said();
-  EXPECT_EQ(event_names(events.said()), "started frontend-connected frontend-gone ended ");
+  EXPECT_EQ(event_names(events.said()),
+            "started frontend-connected frontend-gone gui screen ended ");
 }
 
 TEST_F(ControlVm, without_a_gui_screens_are_a_conflict) {
