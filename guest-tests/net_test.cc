@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "guest-tests/api_check.h"
 #include "guest-tests/gui_vm.h"
 
 namespace {
@@ -17,6 +18,14 @@ using testing::HasSubstr;
 
 constexpr size_t kEthernet = 14;
 using Frame = std::vector<uint8_t>;
+
+// A call on a socket with a time limit also ends, with EINTR, when this process was stopped or
+// frozen for a while (signal(7)).
+auto unless_stopped(auto&& call) {
+  auto result = call();
+  while (result < 0 && errno == EINTR) result = call();
+  return result;
+}
 
 class NetVm : public testing::Test {
  protected:
@@ -32,17 +41,25 @@ class NetVm : public testing::Test {
     x_vm.kill_and_wait();
     if (!x_dir.empty()) std::filesystem::remove_all(x_dir);
   }
-  // `net`: the keys of [[net]]; `before`: words of a program that runs lethe.
-  void start(const std::string& test, const std::string& net,
-             std::vector<std::string> before = {}) {
+  // `net`: the keys of [[net]].
+  void write_config(const std::string& test, const std::string& net) const {
     const std::string folder = lethe_test::program_folder().parent_path() / "guest-tests/baremetal";
     std::ofstream(x_dir + "/vm.toml")
         << "name = \"vm\"\n[memory]\nsize = \"32M\"\n[boot]\nkernel = \"" << folder
         << "/virtio.elf\"\ncmdline = \"test=" << test << "\"\n[[net]]\n"
         << net;
+  }
+  // `before`: words of a program that runs lethe.
+  void start(const std::string& test, const std::string& net,
+             std::vector<std::string> before = {}) {
+    write_config(test, net);
     before.insert(before.end(),
                   {lethe_test::program_folder() / "lethe", "run", x_dir + "/vm.toml"});
     x_vm = Program(before, x_dir + "/log");
+  }
+  lethe::ClientAnswer ask(const std::string& method, const std::string& path,
+                          const std::string& body = "") const {
+    return lethe_test::ask_api(x_dir + "/lethe/vm/api.sock", method, path, body);
   }
 
   std::string x_dir;
@@ -63,7 +80,8 @@ class Peer {
     limit(x_listener.get());
   }
   bool accept() {
-    x_stream = lethe::UniqueFd(::accept4(x_listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    x_stream = lethe::UniqueFd(unless_stopped(
+        [&] { return ::accept4(x_listener.get(), nullptr, nullptr, SOCK_CLOEXEC); }));
     limit(x_stream.get());
     return x_stream.valid();
   }
@@ -76,14 +94,25 @@ class Peer {
   }
   // Empty if none comes in time.
   [[nodiscard]] Frame receive() const {
-    uint32_t prefix = 0;
-    if (recv(x_stream.get(), &prefix, sizeof prefix, MSG_WAITALL) != sizeof prefix) return {};
-    Frame frame(ntohl(prefix));
-    const ssize_t got = recv(x_stream.get(), frame.data(), frame.size(), MSG_WAITALL);
-    return got == static_cast<ssize_t>(frame.size()) ? frame : Frame();
+    const Frame prefix = read(sizeof(uint32_t));
+    if (prefix.empty()) return {};
+    uint32_t size = 0;
+    std::memcpy(&size, prefix.data(), sizeof size);
+    return read(ntohl(size));
   }
 
  private:
+  // That much, or nothing.
+  [[nodiscard]] Frame read(size_t size) const {
+    Frame all(size);
+    for (size_t at = 0; at < size;) {
+      const ssize_t got = unless_stopped(
+          [&] { return recv(x_stream.get(), all.data() + at, size - at, MSG_WAITALL); });
+      if (got <= 0) return {};
+      at += static_cast<size_t>(got);
+    }
+    return all;
+  }
   static void limit(int fd) {
     const timeval patience{.tv_sec = kPatience.count() / 1000, .tv_usec = 0};
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
@@ -113,6 +142,56 @@ TEST_F(NetVm, frames_go_there_and_back) {
   peer.send(text_frame("bye"));
   EXPECT_EQ(x_vm.wait_for_end(), 64) << x_vm.said();
   EXPECT_THAT(x_vm.said(), HasSubstr("ok virtio/net-echo"));
+}
+
+TEST_F(NetVm, link_and_limits_are_set_over_the_api_and_told_as_events) {
+  Peer peer(x_dir + "/net.sock");
+  start("net-echo", "socket = \"net.sock\"\n");
+  ASSERT_TRUE(peer.accept());
+  ASSERT_FALSE(peer.receive().empty());
+  ASSERT_TRUE(soon([this] { return std::filesystem::exists(x_dir + "/lethe/vm/api.sock"); }));
+  Program events({"curl", "-sSN", "--max-time", "120", "--unix-socket",
+                  x_dir + "/lethe/vm/api.sock", "-H", "Last-Event-ID: 0", "http://vm/events"},
+                 x_dir + "/events");
+  const std::string before = ask("GET", "/nets").body;
+  EXPECT_THAT(before, HasSubstr("\"backend\":\"socket\""));
+  EXPECT_THAT(before, HasSubstr("\"link\":true,\"up\":true,\"bandwidth_max\":0,\"packets_max\":0"));
+  EXPECT_EQ(ask("PATCH", "/nets/1", R"({"link":false})").status, 404u);
+
+  EXPECT_THAT(ask("PATCH", "/nets/0", R"({"link":false})").body,
+              HasSubstr("\"link\":false,\"up\":false"));
+  EXPECT_TRUE(x_vm.says_soon("net: link down\n"));
+  peer.send(text_frame("lost"));
+  EXPECT_TRUE(soon([this] {
+    return ask("GET", "/metrics").body.find("{device=\"net0\",why=\"rx_link_down\"} 1\n") !=
+           std::string::npos;
+  })) << ask("GET", "/metrics").body;
+  EXPECT_THAT(ask("PATCH", "/nets/0", R"({"link":true})").body,
+              HasSubstr("\"link\":true,\"up\":true"));
+  EXPECT_TRUE(x_vm.says_soon("net: link up\n"));
+  peer.send(text_frame("kept"));
+  EXPECT_EQ(peer.receive(), text_frame("kept"));
+
+  // A tenth of a second's worth, a frame, may go at once: the other ones take a tenth each.
+  EXPECT_THAT(ask("PATCH", "/nets/0", R"({"packets_max":10})").body,
+              HasSubstr("\"packets_max\":10"));
+  EXPECT_THAT(ask("GET", "/nets/0").body, HasSubstr("\"packets_max\":10"));
+  const auto begin = std::chrono::steady_clock::now();
+  for (int i = 0; i < 6; ++i) peer.send(text_frame("slow"));
+  for (int i = 0; i < 6; ++i) EXPECT_EQ(peer.receive(), text_frame("slow"));
+  EXPECT_GE(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(450));
+  EXPECT_THAT(ask("PATCH", "/nets/0", R"({"packets_max":0})").body, HasSubstr("\"packets_max\":0"));
+
+  peer.hang_up();
+  ASSERT_TRUE(peer.accept());
+  EXPECT_TRUE(events.says_soon("\"why\":\"connected again after 1 attempt\"}"));
+  peer.send(text_frame("bye"));
+  EXPECT_EQ(x_vm.wait_for_end(), 64) << x_vm.said();
+  EXPECT_EQ(events.wait_for_end(), 0) << events.said();
+  EXPECT_EQ(lethe_test::event_names(events.said()),
+            "started link net link net net net link link ended ");
+  EXPECT_THAT(events.said(),
+              HasSubstr("\"up\":false,\"why\":\"the other end closed the socket\"}"));
 }
 
 TEST_F(NetVm, says_what_a_socket_that_nobody_listens_at_misses) {
