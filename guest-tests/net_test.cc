@@ -2,6 +2,12 @@
 // may be killed.
 #include <arpa/inet.h>
 #include <gmock/gmock.h>
+#include <linux/if.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/if_tun.h>
+#include <sched.h>
+#include <sys/ioctl.h>
 
 #include <algorithm>
 #include <vector>
@@ -198,6 +204,123 @@ TEST_F(NetVm, says_what_a_socket_that_nobody_listens_at_misses) {
   start("net-echo", "socket = \"net.sock\"\n");
   EXPECT_EQ(x_vm.wait_for_end(), 1);
   EXPECT_THAT(x_vm.said(), HasSubstr("net.sock': No such file or directory"));
+}
+
+// A VM on a tap that this process has opened, in a network of the test's own; this end is a packet
+// socket on the tap's interface.
+class TapVm : public NetVm {
+ protected:
+  static constexpr const char* kTap = "lethe-tap";
+
+  void SetUp() override {
+    ASSERT_NO_FATAL_FAILURE(NetVm::SetUp());
+    if (IsSkipped()) return;
+    x_home = lethe::UniqueFd(open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
+    if (unshare(CLONE_NEWNET) != 0 || !make_tap())
+      GTEST_SKIP() << "SKIPPED: taps need a network namespace and /dev/net/tun (root): "
+                   << strerror(errno);
+    bring_up();
+  }
+  void TearDown() override {
+    Program kill({lethe_test::program_folder() / "lethe", "kill", "--all"}, x_dir + "/killed");
+    EXPECT_EQ(kill.wait_for_end(), 0) << kill.said();
+    (void)setns(x_home.get(), CLONE_NEWNET);
+    NetVm::TearDown();
+  }
+  // Left open for the VM: no O_CLOEXEC.
+  bool make_tap() {
+    x_tap = lethe::UniqueFd(open("/dev/net/tun", O_RDWR));
+    ifreq request{};
+    std::string(kTap).copy(request.ifr_name, IFNAMSIZ - 1);
+    request.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    return x_tap.valid() && ioctl(x_tap.get(), TUNSETIFF, &request) == 0;
+  }
+  void bring_up() {
+    // The kernel would send frames of its own.
+    std::ofstream("/proc/sys/net/ipv6/conf/" + std::string(kTap) + "/disable_ipv6") << "1";
+    x_socket = lethe::UniqueFd(socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(ETH_P_ALL)));
+    ifreq request{};
+    std::string(kTap).copy(request.ifr_name, IFNAMSIZ - 1);
+    request.ifr_flags = IFF_UP;
+    ASSERT_EQ(ioctl(x_socket.get(), SIOCSIFFLAGS, &request), 0);
+    ASSERT_EQ(ioctl(x_socket.get(), SIOCGIFINDEX, &request), 0);
+    sockaddr_ll address{};
+    address.sll_family = AF_PACKET;
+    address.sll_protocol = htons(ETH_P_ALL);
+    address.sll_ifindex = request.ifr_ifindex;
+    // SAFETY: a sockaddr_ll is given as the sockaddr that bind() wants, with its size.
+    ASSERT_EQ(bind(x_socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    const timeval patience{.tv_sec = kPatience.count() / 1000, .tv_usec = 0};
+    setsockopt(x_socket.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  }
+  void start_detached() {
+    write_config("net-echo", "tap_fd = " + std::to_string(x_tap.get()) + "\n");
+    Program run({lethe_test::program_folder() / "lethe", "run", "-d", x_dir + "/vm.toml"},
+                x_dir + "/run");
+    ASSERT_EQ(run.wait_for_end(), 0) << run.said();
+  }
+  [[nodiscard]] std::string log(const std::string& option = "") const {
+    std::vector<std::string> words = {lethe_test::program_folder() / "lethe", "log", "vm"};
+    if (!option.empty()) words.push_back(option);
+    Program log(words, x_dir + "/said");
+    EXPECT_EQ(log.wait_for_end(), 0) << log.said();
+    return log.said();
+  }
+  void send(const Frame& frame) const {
+    EXPECT_EQ(::send(x_socket.get(), frame.data(), frame.size(), 0),
+              static_cast<ssize_t>(frame.size()));
+  }
+  // The next one that came from the guest; empty if none comes in time.
+  [[nodiscard]] Frame receive() const {
+    for (;;) {
+      Frame frame(65536);
+      sockaddr_ll from{};
+      socklen_t size = sizeof from;
+      // SAFETY: a sockaddr_ll is given as the sockaddr that recvfrom() wants, with its size.
+      const ssize_t got = unless_stopped([&] {
+        return recvfrom(x_socket.get(), frame.data(), frame.size(), 0,
+                        reinterpret_cast<sockaddr*>(&from), &size);
+      });
+      frame.resize(static_cast<size_t>(std::max<ssize_t>(got, 0)));
+      if (got < 0 || from.sll_pkttype != PACKET_OUTGOING) return frame;
+    }
+  }
+  void expect_hello_and_echo() const {
+    const Frame hello = receive();
+    EXPECT_EQ(std::string(hello.begin(), hello.end()), "hello from the guest");
+    for (const size_t size : {60, 1514}) {
+      Frame frame(size, 0xFF);
+      for (size_t i = kEthernet; i < size; ++i) frame[i] = static_cast<uint8_t>(i * 7 + size);
+      send(frame);
+      EXPECT_EQ(receive(), frame) << size;
+    }
+  }
+
+  lethe::UniqueFd x_home;
+  lethe::UniqueFd x_tap;
+  lethe::UniqueFd x_socket;
+};
+
+TEST_F(TapVm, a_detached_vm_keeps_the_tap_it_was_given_over_a_restart) {
+  ASSERT_NO_FATAL_FAILURE(start_detached());
+  expect_hello_and_echo();
+  EXPECT_THAT(ask("GET", "/nets").body, HasSubstr("\"backend\":\"tap_fd\""));
+  EXPECT_EQ(ask("POST", "/reset").status, 202u);
+  expect_hello_and_echo();
+  send(text_frame("bye"));
+  EXPECT_TRUE(soon([this] {
+    return log("--messages").find("'vm' ended: exit code 64\n") != std::string::npos;
+  })) << log("--messages");
+  EXPECT_THAT(log(), HasSubstr("ok virtio/net-echo"));
+}
+
+TEST_F(TapVm, a_tap_that_is_deleted_takes_the_link_down) {
+  ASSERT_NO_FATAL_FAILURE(start_detached());
+  expect_hello_and_echo();
+  ASSERT_EQ(std::system(("ip link delete " + std::string(kTap)).c_str()), 0);
+  EXPECT_TRUE(soon([this] { return log().find("net: link down\n") != std::string::npos; }));
+  EXPECT_THAT(ask("GET", "/nets/0").body, HasSubstr("\"link\":true,\"up\":false"));
+  EXPECT_THAT(log("--messages"), HasSubstr("net0: the link is down: the tap is gone"));
 }
 
 // Runs passt where it has an interface, an address and a route, whatever the host has: in a network
