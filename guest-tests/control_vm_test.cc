@@ -3,13 +3,13 @@
 #include <gmock/gmock.h>
 
 #include "base/unix_socket.h"
+#include "guest-tests/api_check.h"
 #include "guest-tests/gui_vm.h"
-#include "vmm/api/http_client.h"
-#include "vmm/api/openapi_test_util.h"
 
 namespace {
 
 using lethe_test::count_of;
+using lethe_test::event_names;
 using lethe_test::file_text;
 using lethe_test::Program;
 using lethe_test::program_folder;
@@ -17,11 +17,6 @@ using lethe_test::soon;
 using testing::HasSubstr;
 
 constexpr uint64_t kDiskBytes = 1 << 20;
-
-const lethe::OpenApi& openapi() {
-  static const lethe::OpenApi document(LETHE_SOURCE_DIR "/docs/openapi.json");
-  return document;
-}
 
 class ControlVm : public testing::Test {
  protected:
@@ -91,10 +86,10 @@ class ControlVm : public testing::Test {
     EXPECT_EQ(program.wait_for_end(), 0) << path << ": " << program.said();
     const std::string said = program.said();
     Answer answer{std::atoi(said.c_str()), file_text(x_dir + "/body")};
-    EXPECT_EQ(
-        openapi().check_answer(method, path, static_cast<unsigned>(answer.status),
-                               said.substr(std::min(said.find(' ') + 1, said.size())), answer.body),
-        "")
+    EXPECT_EQ(lethe_test::wrong_with_answer(method, path, static_cast<unsigned>(answer.status),
+                                            said.substr(std::min(said.find(' ') + 1, said.size())),
+                                            answer.body),
+              "")
         << method << " " << path;
     return answer;
   }
@@ -130,16 +125,6 @@ class ControlVm : public testing::Test {
     return Program({"curl", "-sSN", "--max-time", "120", "--unix-socket", socket_path(), "-H",
                     "Last-Event-ID: " + last_event_id, "http://vm/events"},
                    x_dir + "/events" + last_event_id);
-  }
-  // What a stream that has ended said, checked against the document; the names, in order.
-  static std::string names_of(const std::string& stream) {
-    EXPECT_EQ(openapi().check_answer("GET", "/events", 200, "text/event-stream", stream), "");
-    std::string names;
-    for (size_t at = 0; (at = stream.find("event: ", at)) != std::string::npos;) {
-      at += 7;
-      names += stream.substr(at, stream.find('\n', at) - at) + " ";
-    }
-    return names;
   }
 
   std::string x_dir;
@@ -272,16 +257,42 @@ TEST_F(ControlVm, events_tell_the_whole_run_over_restarts) {
   EXPECT_EQ(curl("POST", "/resume").status, 200);
   EXPECT_EQ(curl("POST", "/memory/reclaim", R"({"bytes":"1M"})").status, 200);
   EXPECT_EQ(curl("PATCH", "/disks/0", R"({"iops_max":5000})").status, 200);
+  EXPECT_EQ(curl("PUT", "/memory", R"({"policy":"discard"})").status, 200);
+  EXPECT_EQ(curl("PATCH", "/log", R"({"levels":"warn"})").status, 200);
   EXPECT_EQ(curl("POST", "/reset").status, 202);
   EXPECT_EQ(first.wait_for_end(), 0) << first.said();  // curl saw the stream's proper end
-  EXPECT_EQ(names_of(first.said()), "started paused resumed reclaimed disk reset ");
-  Program second = listen("6");
+  EXPECT_EQ(event_names(first.said()), "started paused resumed reclaimed disk memory log reset ");
+  Program second = listen("8");
   EXPECT_TRUE(second.says_soon("event: started"));
   EXPECT_EQ(curl("POST", "/kill").status, 202);
   EXPECT_EQ(second.wait_for_end(), 0) << second.said();
-  EXPECT_EQ(names_of(second.said()), "started ended ");
+  EXPECT_EQ(event_names(second.said()), "started ended ");
   EXPECT_THAT(second.said(), HasSubstr("\"how\":\"forced\",\"exit_code\":6}"));
   EXPECT_EQ(x_vm.wait_for_end(), 6);
+}
+
+TEST_F(ControlVm, a_snapshot_and_an_orderly_end_are_events) {
+  ASSERT_NO_FATAL_FAILURE(start_busy());
+  Program events = listen("0");
+  ASSERT_TRUE(events.says_soon("event: started"));
+  const std::string dir = x_dir + "/snapshot";
+  const Answer answer = curl("POST", "/snapshot", "{\"dir\":\"" + dir + "\"}");
+  EXPECT_EQ(answer.status, 200) << answer.body;
+  x_vm.send(SIGTERM);
+  EXPECT_EQ(x_vm.wait_for_end(), 0) << x_vm.said();
+  EXPECT_EQ(events.wait_for_end(), 0) << events.said();
+  EXPECT_EQ(event_names(events.said()), "started snapshot stopping power-button ended ");
+  EXPECT_THAT(events.said(), HasSubstr("\"dir\":\"" + dir + "\""));
+}
+
+TEST_F(ControlVm, the_console_is_told_and_takes_a_size) {
+  ASSERT_NO_FATAL_FAILURE(start_busy());
+  const Answer log = curl("GET", "/console/log");
+  EXPECT_EQ(log.status, 200);
+  EXPECT_THAT(log.body, HasSubstr("\ntick 20\n"));
+  EXPECT_EQ(curl("PUT", "/console/size", R"({"columns":132,"rows":43})").body,
+            "{\"columns\":132,\"rows\":43}\n");
+  EXPECT_EQ(curl("PUT", "/console/size", R"({"columns":0,"rows":43})").status, 400);
 }
 
 TEST_F(ControlVm, a_disk_grows_and_is_slowed_down_while_the_guest_uses_it) {
@@ -324,7 +335,7 @@ TEST_F(ControlVm, a_screen_is_told_resized_and_photographed_also_while_the_guest
   EXPECT_EQ(curl("GET", "/gui/screens/1/screenshot").status, 404);
 }
 
-TEST_F(ControlVm, frontends_that_come_and_go_are_events) {
+TEST_F(ControlVm, frontends_that_come_and_go_and_the_screens_settings_are_events) {
   ASSERT_NO_FATAL_FAILURE(start("demo.elf", "still=1", "", "[gui]\nenabled = true\n"));
   ASSERT_TRUE(x_vm.says_soon("window 2 opened"));
   Program events = listen("0");
@@ -335,9 +346,12 @@ TEST_F(ControlVm, frontends_that_come_and_go_are_events) {
     ASSERT_TRUE(events.says_soon("\"frontends\":1}"));
   }
   ASSERT_TRUE(events.says_soon("\"frontends\":0}"));
+  EXPECT_EQ(curl("PATCH", "/gui", R"({"orphans_max":7})").status, 200);
+  EXPECT_EQ(curl("PUT", "/gui/screens/0", R"({"width":1024,"height":768})").status, 200);
   EXPECT_EQ(curl("POST", "/kill").status, 202);
   EXPECT_EQ(events.wait_for_end(), 0) << events.said();
-  EXPECT_EQ(names_of(events.said()), "started frontend-connected frontend-gone ended ");
+  EXPECT_EQ(event_names(events.said()),
+            "started frontend-connected frontend-gone gui screen ended ");
 }
 
 TEST_F(ControlVm, without_a_gui_screens_are_a_conflict) {

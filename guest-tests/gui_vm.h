@@ -172,29 +172,6 @@ class GuiVm : public testing::Test {
     return came;
   }
 
-  // What the control API answers, with its head; empty: nothing.
-  [[nodiscard]] std::string ask_api(const std::string& method, const std::string& target,
-                                    const std::string& body = "") const {
-    const std::string path = x_dir + "/lethe/vm/api.sock";
-    sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}};
-    path.copy(address.sun_path, sizeof address.sun_path - 1);
-    const lethe::UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    const timeval patience{.tv_sec = kPatience.count() / 1000, .tv_usec = 0};
-    setsockopt(socket.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-    // SAFETY: a sockaddr_un is given as the sockaddr that connect() wants, with its size.
-    if (connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
-      return {};
-    const std::string request = method + " " + target +
-                                " HTTP/1.1\r\nHost: vm\r\nConnection: close\r\nContent-Length: " +
-                                std::to_string(body.size()) + "\r\n\r\n" + body;
-    if (write(socket.get(), request.data(), request.size()) != ssize_t(request.size())) return {};
-    std::string answer;
-    char part[4096];
-    for (ssize_t got = 0; (got = read(socket.get(), part, sizeof part)) > 0;)
-      answer.append(part, static_cast<size_t>(got));
-    return answer;
-  }
-
   std::string x_dir;
   Program x_vm;
   int x_keys = -1;

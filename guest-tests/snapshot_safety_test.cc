@@ -63,9 +63,7 @@ TEST_F(SnapshotOfWrites, what_waits_in_a_disk_is_not_written_once_it_is_saved) {
 
 TEST_F(SnapshotOfWrites, a_vm_that_stays_paused_does_not_write_to_its_disk) {
   ASSERT_NO_FATAL_FAILURE(run_writer());
-  const std::string post = "curl -s --max-time 20 --unix-socket " + path("lethe/vm/api.sock") +
-                           " -o " + path("out") + " -X POST http://vm/";
-  ASSERT_EQ(std::system((post + "pause").c_str()), 0);
+  ask("POST", "/pause");
   ASSERT_NO_FATAL_FAILURE(save("s"));
   const auto stamp = fs::last_write_time(path("disk.img"));
   EXPECT_FALSE(written_to(kBurst - 1)) << "it was too slow for this test";
@@ -75,7 +73,7 @@ TEST_F(SnapshotOfWrites, a_vm_that_stays_paused_does_not_write_to_its_disk) {
   ASSERT_NO_FATAL_FAILURE(save("s2"));
   EXPECT_EQ(fs::last_write_time(path("disk.img")), stamp);
   const uint64_t now = count_rounds(read("log")).last;
-  ASSERT_EQ(std::system((post + "resume").c_str()), 0);
+  ask("POST", "/resume");
   ASSERT_NO_FATAL_FAILURE(wait_for_rounds("log", now + 1));
   ASSERT_NO_FATAL_FAILURE(end_well("log"));
 }
@@ -83,11 +81,9 @@ TEST_F(SnapshotOfWrites, a_vm_that_stays_paused_does_not_write_to_its_disk) {
 TEST_F(Snapshot, a_paused_vm_stays_paused) {
   write_config("");
   ASSERT_NO_FATAL_FAILURE(run());
-  const std::string curl = "curl -s --max-time 20 --unix-socket " + path("lethe/vm/api.sock");
-  ASSERT_EQ(std::system((curl + " -X POST http://vm/pause >" + path("out")).c_str()), 0);
-  ASSERT_NO_FATAL_FAILURE(save("s"));
-  ASSERT_EQ(std::system((curl + " http://vm/state >" + path("out")).c_str()), 0);
-  EXPECT_THAT(read("out"), HasSubstr("\"paused\""));
+  ask("POST", "/pause");
+  EXPECT_THAT(ask("POST", "/snapshot", "{\"dir\":\"" + path("s") + "\"}"), HasSubstr(path("s")));
+  EXPECT_THAT(ask("GET", "/state"), HasSubstr("\"paused\""));
   end_by_force();
   ASSERT_NO_FATAL_FAILURE(restore("s", "again"));
   ASSERT_NO_FATAL_FAILURE(wait_for_rounds("again", 10));
@@ -213,11 +209,9 @@ TEST_F(Unfinished, a_vm_killed_while_it_is_saved_leaves_a_whole_snapshot_or_none
 // Somebody takes the name while the snapshot is made: only commit() finds that.
 TEST_F(Unfinished, a_snapshot_that_gets_no_name_leaves_the_vm_running_or_paused_as_it_was) {
   write_config("pages=16000", 1, false, "128M");  // written for long enough to be in time
-  const std::string api = "curl -s --max-time 20 --unix-socket " + path("lethe/vm/api.sock");
   ASSERT_NO_FATAL_FAILURE(run());
   for (const bool paused : {false, true}) {
-    if (paused)
-      ASSERT_EQ(std::system((api + " -X POST http://vm/pause >" + path("out")).c_str()), 0);
+    if (paused) ask("POST", "/pause");
     for (const char* how : {"", "--stop"}) {
       begin_saving("s", how);
       ASSERT_NO_FATAL_FAILURE(wait_while_saving([&] { return !temporary("s").empty(); }));
@@ -229,11 +223,9 @@ TEST_F(Unfinished, a_snapshot_that_gets_no_name_leaves_the_vm_running_or_paused_
       EXPECT_EQ(temporary("s"), "");
       EXPECT_TRUE(fs::is_empty(path("s")));
       fs::remove(path("s"));
-      ASSERT_EQ(std::system((api + " http://vm/state >" + path("out")).c_str()), 0);
-      EXPECT_THAT(read("out"), HasSubstr(paused ? "\"paused\"" : "\"running\"")) << how;
+      EXPECT_THAT(ask("GET", "/state"), HasSubstr(paused ? "\"paused\"" : "\"running\"")) << how;
     }
-    if (paused)
-      ASSERT_EQ(std::system((api + " -X POST http://vm/resume >" + path("out")).c_str()), 0);
+    if (paused) ask("POST", "/resume");
     const uint64_t now = count_rounds(read("log")).last;
     ASSERT_NO_FATAL_FAILURE(wait_for_rounds("log", now + 10));
   }
@@ -242,22 +234,18 @@ TEST_F(Unfinished, a_snapshot_that_gets_no_name_leaves_the_vm_running_or_paused_
 
 TEST_F(Snapshot, what_the_control_api_has_set_comes_back) {
   write_config("", 1, true);
-  const std::string api = "curl -sf --max-time 20 --unix-socket " + path("lethe/vm/api.sock");
   ASSERT_NO_FATAL_FAILURE(start({"run", path("vm.toml"), "--set", "memory.auto=true"}, "log"));
   ASSERT_NO_FATAL_FAILURE(wait_for_rounds("log", 10));
-  const std::string set = " -X PUT -d '{\"auto\": false, \"balloon_target\": 4194304}'";
-  ASSERT_EQ(std::system((api + set + " http://vm/memory >" + path("out")).c_str()), 0);
-  const std::string limit = " -X PATCH -d '{\"iops_max\": 1234567}'";
-  ASSERT_EQ(std::system((api + limit + " http://vm/disks/0 >" + path("out")).c_str()), 0);
+  ask("PUT", "/memory", R"({"auto": false, "balloon_target": 4194304})");
+  ask("PATCH", "/disks/0", R"({"iops_max": 1234567})");
   ASSERT_NO_FATAL_FAILURE(save("s", "--stop"));
   EXPECT_EQ(wait_for_end(), 6);
   ASSERT_NO_FATAL_FAILURE(restore("s", "again"));
   ASSERT_NO_FATAL_FAILURE(wait_for_rounds("again", 1));
-  ASSERT_EQ(std::system((api + " http://vm/memory >" + path("out")).c_str()), 0);
-  EXPECT_THAT(read("out"), HasSubstr("\"auto\":false"));
-  EXPECT_THAT(read("out"), HasSubstr("\"balloon_target\":4194304"));
-  ASSERT_EQ(std::system((api + " http://vm/disks >" + path("out")).c_str()), 0);
-  EXPECT_THAT(read("out"), HasSubstr("\"iops_max\":1234567"));
+  const std::string memory = ask("GET", "/memory");
+  EXPECT_THAT(memory, HasSubstr("\"auto\":false"));
+  EXPECT_THAT(memory, HasSubstr("\"balloon_target\":4194304"));
+  EXPECT_THAT(ask("GET", "/disks"), HasSubstr("\"iops_max\":1234567"));
   ASSERT_NO_FATAL_FAILURE(end_well("again"));
 }
 

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/test_util.h"
+#include "guest-tests/api_check.h"
 
 namespace lethe::snapshots {
 
@@ -183,6 +184,13 @@ class Snapshot : public testing::Test {
                                 words + " >" + x_dir + "/out 2>" + x_dir + "/err </dev/null";
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read("out"), read("err")};
+  }
+  // The body of the control API's answer, which must be a 200.
+  std::string ask(const std::string& method, const std::string& target,
+                  const std::string& body = "") const {
+    const auto answer = lethe_test::ask_api(path("lethe/vm/api.sock"), method, target, body);
+    EXPECT_EQ(answer.status, 200u) << method << " " << target << ": " << answer.body;
+    return answer.body;
   }
   void save(const std::string& name, const std::string& more = "") const {
     const Ran ran = lethe("snapshot vm " + path(name) + " " + more);

@@ -103,9 +103,9 @@ Result<std::unique_ptr<NetDevice>> NetHost::make_device(size_t index) {
 }
 
 void NetHost::lost(Card& card) {
-  const std::string why = card.passt                  ? "passt: " + card.passt->end(true)
-                          : !card.config->tap.empty() ? "the tap is gone"
-                                                      : "the other end closed the socket";
+  const std::string why = card.passt                     ? "passt: " + card.passt->end(true)
+                          : !card.config->socket.empty() ? "the other end closed the socket"
+                                                         : "the tap is gone";
   card.passt.reset();
   if (std::chrono::steady_clock::now() - card.opened >= kGoodFor) card.patience = kFirstPatience;
   card.attempts = 0;

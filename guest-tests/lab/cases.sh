@@ -230,7 +230,7 @@ vsock() {
   echo "PASS linux-vsock: $(sed -n 's/^vsock_peer: //p' "$log.host")"
 }
 
-# An interface with an address and a route for passt to copy, and a server on the loopback.
+# An interface with an address and a route for passt to copy.
 net_host() {
   ip link set lo up
   mkdir -p /etc
@@ -240,46 +240,95 @@ net_host() {
     busybox tunctl -t up0 >/dev/null && ip addr add 192.0.2.7/24 dev up0 && ip link set up0 up &&
       ip route add default via 192.0.2.1 dev up0 || return 1
   fi
+}
+
+# A server of one file on the host.
+serve() { # serve ADDRESS:PORT
   mkdir -p /tmp/www
   dd if=/dev/urandom of=/tmp/www/file bs=64k count=64 2>/dev/null
-  busybox httpd -f -p 127.0.0.1:8000 -h /tmp/www &
+  sum=$(md5sum </tmp/www/file | cut -d ' ' -f 1)
+  busybox httpd -f -p "$1" -h /tmp/www &
   httpd_pid=$!
 }
 
 # Not on a user's own network: in a namespace, unless this is the lab's machine.
-net_apart() {
+apart() { # apart CASE
   if [ -d /ship/.lab ] || [ -n "${NET_APART:-}" ]; then
-    net
+    "$1"
   else
-    NET_APART=1 CASES=net unshare --user --map-root-user --net sh "$0"
+    NET_APART=1 CASES=$1 unshare --user --map-root-user --net sh "$0"
   fi
 }
 
-# A stock guest gets an address by DHCP through passt, and a file from the host's loopback.
+# The file that the guest serves comes out as the guest says; tells it that this was enough.
+fetch_from_guest() { # fetch_from_guest LOG ADDRESS:PORT
+  fetched=nothing
+  wait_for "$1" "lethe-test: .*: serves " 120 || return 1
+  fetched=$(timeout 60 busybox wget -q -O - "http://$2/file" | md5sum | cut -d ' ' -f 1)
+  timeout 60 busybox wget -q -O /dev/null "http://$2/cgi-bin/enough"
+  grep -q "serves $fetched" "$1"
+}
+
+# A stock guest gets an address by DHCP through passt, and a file from the host's loopback; a port
+# of the host's leads to its own server.
 net() {
   log=$OUT/linux-net.log
   net_host || {
     echo "FAIL linux-net: no interface for passt"
     return 1
   }
-  code=0
+  serve 127.0.0.1:8000
   # passt makes itself another root, which a program in the kernel's first one, the lab's, can not.
   # shellcheck disable=SC2016
   [ ! -d /ship/.lab ] || set -- unshare -m sh -c 'mkdir -p /tmp/root && mount -o rbind / /tmp/root &&
     cd /tmp/root && mount -o move . / && exec chroot . sh -c "cd /ship && exec \"\$@\"" sh "$@"' sh
   timeout -s KILL 240 "$@" "$LETHE" run guest-tests/lab/signals/linux-net.toml \
-    </dev/null >"$log" 2>&1 || code=$?
+    </dev/null >"$log" 2>&1 &
+  lethe_pid=$!
+  forwarded=0
+  fetch_from_guest "$log" 127.0.0.1:8081 || forwarded=1
+  code=0
+  wait $lethe_pid || code=$?
   kill $httpd_pid
-  sum=$(md5sum </tmp/www/file | cut -d ' ' -f 1)
-  rm /tmp/www/file
-  if [ $code != 0 ] || ! grep -q "lethe-test: net: passed" "$log" ||
+  if [ $code != 0 ] || [ $forwarded != 0 ] || ! grep -q "lethe-test: net: passed" "$log" ||
     ! grep -q "lethe-test: net: address 192.0.2.7 router 192.0.2.1 mtu 65520" "$log" ||
     ! grep -q "lethe-test: net: sum $sum" "$log"; then
-    echo "FAIL linux-net: exit code $code, the file's sum is $sum; the end of its console:"
+    echo "FAIL linux-net: exit code $code, the file's sum is $sum, that of what came through the" \
+      "forwarded port $fetched; the end of its console:"
     tail -n 20 "$log"
     return 1
   fi
-  echo "PASS linux-net: an address by DHCP, 4 MiB from the host's loopback"
+  echo "PASS linux-net: an address by DHCP, 4 MiB from the host's loopback, 4 MiB by a forwarded port"
+}
+
+# A stock guest on a tap that Lethe makes: two pairs of queues, checksums and segments left to the
+# host, a file each way.
+tap() {
+  log=$OUT/linux-tap.log
+  timeout -s KILL 240 "$LETHE" run guest-tests/lab/signals/linux-tap.toml \
+    </dev/null >"$log" 2>&1 &
+  lethe_pid=$!
+  left=100
+  until ip addr add 198.51.100.1/24 dev vm0 2>/dev/null || [ $left = 0 ]; do
+    left=$((left - 1))
+    sleep 0.1
+  done
+  ip link set vm0 up
+  serve 198.51.100.1:8000
+  served=0
+  fetch_from_guest "$log" 198.51.100.2:80 || served=1
+  code=0
+  wait $lethe_pid || code=$?
+  kill $httpd_pid
+  if [ $code != 0 ] || [ $served != 0 ] || ! grep -q "lethe-test: tap: passed" "$log" ||
+    ! grep -q "lethe-test: tap: sum $sum" "$log"; then
+    echo "FAIL linux-tap: exit code $code, the file's sum is $sum, that of what the guest sent" \
+      "$fetched; the end of its console:"
+    tail -n 20 "$log"
+    return 1
+  fi
+  echo "PASS linux-tap: $(sed -n 's/.*lethe-test: tap: \([0-9]* bytes.*\)/\1/p' "$log" | tr -d '\r' |
+    tr '\n' ' ')"
 }
 
 # A stock guest's agent runs commands for `lethe check`: a wrong exit code is found and named, and
@@ -315,7 +364,8 @@ run() { # run CASE COMMAND...
 run check "$LETHE" check --jobs 1 --out "$OUT" --junit "$OUT/junit.xml" "$@"
 run powerbutton power_button
 run snapshot snapshot
-run net net_apart
+run net apart net
+run tap apart tap
 run exec commands
 run screen screen
 run windows windows

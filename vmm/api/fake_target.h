@@ -70,7 +70,11 @@ class FakeTarget final : public ApiTarget {
     return {};
   }
   [[nodiscard]] std::vector<GuiBuffers> gui_buffers() override {
-    return {{"live", 3, 4096}, {"leaked", 0, 0}};
+    return {{"live", 3, 4096},
+            {"orphan", 1, 512},
+            {"freed", 9, 8192},
+            {"revoked", 2, 64},
+            {"leaked", 0, 0}};
   }
   [[nodiscard]] Result<std::vector<ScreenState>> screens() override {
     if (refuse) return host_error("no GUI");

@@ -11,6 +11,7 @@
 #include <boost/json/value.hpp>
 #include <fstream>
 #include <iterator>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -41,6 +42,14 @@ class OpenApi {
       }
     std::ranges::sort(all);
     return all;
+  }
+
+  [[nodiscard]] std::set<std::string> event_names() const {
+    std::set<std::string> names;
+    const auto& response = *find_response("GET", "/events", 200);
+    const auto& stream = at(at(response, "content"), "text/event-stream");
+    for (const auto& entry : at(stream, "x-events").as_object()) names.emplace(entry.key());
+    return names;
   }
 
   // Empty if the answer is right, else what is wrong. What is no operation is to get an Error.

@@ -6,7 +6,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
+#include <regex>
+#include <set>
 
 #include "base/log.h"
 #include "vmm/api/api_body.h"
@@ -19,6 +22,11 @@ namespace lethe {
 namespace {
 
 using testing::HasSubstr;
+
+std::string text_of(const std::string& path) {
+  std::ifstream stream(path);
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
 
 class VmApi : public testing::Test {
  protected:
@@ -69,8 +77,7 @@ TEST_F(VmApi, tells_its_state) {
 
 TEST_F(VmApi, every_path_is_in_the_document_and_the_reverse) {
   std::vector<OpenApi::Operation> routes;
-  std::ifstream stream(LETHE_SOURCE_DIR "/docs/api.md");
-  const std::string text{std::istreambuf_iterator<char>(stream), {}};
+  const std::string text = text_of(LETHE_SOURCE_DIR "/docs/api.md");
   for (const ApiRoute& route : api_routes()) {
     routes.push_back({std::string(route.path), std::string(route.method)});
     EXPECT_THAT(text, HasSubstr(fmt::format("| `{} {}` |", route.method, route.path)));
@@ -78,6 +85,47 @@ TEST_F(VmApi, every_path_is_in_the_document_and_the_reverse) {
   std::ranges::sort(routes);
   EXPECT_EQ(std::ranges::adjacent_find(routes), routes.end()) << "a route is there twice";
   EXPECT_EQ(routes, openapi().operations());
+}
+
+// The names of the events that the sources publish: the words behind publish(, and that of a line
+// that a client gets for itself.
+std::set<std::string> events_in_sources() {
+  std::set<std::string> names;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(LETHE_SOURCE_DIR "/vmm")) {
+    const std::string path = entry.path();
+    if (!path.ends_with(".cc") || path.ends_with("_test.cc")) continue;
+    const std::string text = text_of(path);
+    static const std::regex call(R"(publish\(([^;{]*))");
+    static const std::regex word(R"re("([a-z-]+)")re");
+    for (std::sregex_iterator at(text.begin(), text.end(), call), end; at != end; ++at) {
+      const std::string arguments = (*at)[1];
+      for (std::sregex_iterator name(arguments.begin(), arguments.end(), word); name != end; ++name)
+        names.insert((*name)[1]);
+    }
+    static const std::regex line(R"("event: ([a-z-]+)\\n)");
+    for (std::sregex_iterator at(text.begin(), text.end(), line), end; at != end; ++at)
+      names.insert((*at)[1]);
+  }
+  return names;
+}
+
+TEST_F(VmApi, every_event_is_in_both_documents_and_the_reverse) {
+  const std::set<std::string> published = events_in_sources();
+  EXPECT_TRUE(published.contains("frontend-gone") && published.contains("lost"));
+  EXPECT_EQ(published, openapi().event_names());
+  const std::string manual = text_of(LETHE_SOURCE_DIR "/docs/api.md");
+  const size_t begin = manual.find("\n## Events\n");
+  ASSERT_NE(begin, std::string::npos);
+  const std::string section = manual.substr(begin, manual.find("\n## ", begin + 1) - begin);
+  std::set<std::string> told;
+  static const std::regex row(R"(\n\| (`[^|]*)\|)");
+  static const std::regex word("`([a-z-]+)`");
+  for (std::sregex_iterator at(section.begin(), section.end(), row), end; at != end; ++at) {
+    const std::string cell = (*at)[1];
+    for (std::sregex_iterator name(cell.begin(), cell.end(), word); name != end; ++name)
+      told.insert((*name)[1]);
+  }
+  EXPECT_EQ(published, told);
 }
 
 TEST_F(VmApi, the_run_is_driven) {
@@ -178,6 +226,8 @@ TEST_F(VmApi, tells_and_sets_the_guis_limits) {
   EXPECT_EQ(ask("GET", "/gui").body,
             "{\"free_per_iteration\":10000,\"orphan_bytes_max\":0,\"orphans_max\":0,"
             "\"orphan_ms_max\":5,\"buffers\":{\"live\":{\"buffers\":3,\"bytes\":4096},"
+            "\"orphan\":{\"buffers\":1,\"bytes\":512},\"freed\":{\"buffers\":9,\"bytes\":8192},"
+            "\"revoked\":{\"buffers\":2,\"bytes\":64},"
             "\"leaked\":{\"buffers\":0,\"bytes\":0}}}\n");
   const ClientAnswer answer =
       ask("PATCH", "/gui", R"({"free_per_iteration":0,"orphan_bytes_max":"64M","orphans_max":7})");

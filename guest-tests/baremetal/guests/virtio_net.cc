@@ -86,16 +86,21 @@ void ask_for_an_address(NetCard& card) {
 
 }  // namespace
 
-// Says hello, then gives back what it gets, until that is "bye".
+// Says hello, then gives back what it gets, until that is "bye"; and tells of its link.
 void net_echo() {
   static NetCard card;
   card.open();
   CHECK(card.link_up());
   static const char hello[] = "hello from the guest";
   card.send(hello, sizeof(hello) - 1);
-  for (;;) {
+  for (bool up = true;;) {
     uint32_t length = 0;
-    CHECK_SOON((length = card.poll()) != 0);
+    CHECK_SOON((length = card.poll()) != 0 || card.link_up() != up);
+    if (length == 0) {
+      up = !up;
+      print("net: link %s\n", up ? "up" : "down");
+      continue;
+    }
     if (length == 3 + kEthernet && memcmp(card.frame() + kEthernet, "bye", 3) == 0) return;
     card.send(card.frame(), length);
   }
