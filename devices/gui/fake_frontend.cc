@@ -53,7 +53,13 @@ bool connect_to(int socket, const std::string& path) {
 }
 
 FakeFrontend::FakeFrontend(const std::string& path) : x_fd(make_socket()) {
-  EXPECT_TRUE(connect_to(x_fd.get(), path)) << std::strerror(errno);
+  // A socket's file is there a moment before somebody listens.
+  bool connected = false;
+  (void)eventually([&] {
+    connected = connect_to(x_fd.get(), path);
+    return connected || errno != ECONNREFUSED;
+  });
+  EXPECT_TRUE(connected) << std::strerror(errno);
 }
 
 FakeFrontend FakeFrontend::connect(const std::string& path, uint32_t flags) {
