@@ -6,6 +6,7 @@ set -u
 export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-/tmp}"
 disks=build/guests/disks
 failed=0
+ran=0
 
 # Disks start as holes, all zero.
 mkdir -p "$disks"
@@ -357,6 +358,7 @@ wanted() { # wanted CASE
 }
 run() { # run CASE COMMAND...
   wanted "$1" || return 0
+  ran=1
   shift
   "$@" || failed=1
 }
@@ -370,12 +372,14 @@ run exec commands
 run screen screen
 run windows windows
 run vsock vsock
-run memory memory_return discard 90 true --set memory.policy=discard \
+run memory-discard memory_return discard 90 true --set memory.policy=discard \
   --set "boot.cmdline=console=ttyS0 lethe.test=memory lethe.unload quiet"
-run memory memory_return pull 95 "$LETHE reclaim linux-memory all" --set memory.policy=discard \
+run memory-pull memory_return pull 95 "$LETHE reclaim linux-memory all" --set memory.policy=discard \
   --set balloon.free_page_reporting=false --set memory.size=1G
-run memory memory_return auto 95 true --set memory.policy=discard --set memory.auto=true
-run memory memory_return shared 90 true --set memory.policy=discard --set memory.backing=shared
+run memory-auto memory_return auto 95 true --set memory.policy=discard --set memory.auto=true
+run memory-shared memory_return shared 90 true --set memory.policy=discard --set memory.backing=shared
 # In the lab's kernel, without UFFDIO_MOVE, chunks move by mremap, and stay in the pool for reuse.
-run memory memory_return pool 25 true --set memory.policy=pool
-exit $failed
+run memory-pool memory_return pool 25 true --set memory.policy=pool
+[ "$ran" = 1 ] || echo "FAIL: there is no case '$CASES'"
+[ "$ran" = 1 ] && exit $failed
+exit 1
