@@ -29,9 +29,11 @@ class NoUserfault : public PoolOps {
 class SlowUserfault : public PoolOps {
  public:
   [[nodiscard]] int control(int fd, unsigned long request, void* argument) override {
-    if (request == UFFDIO_COPY) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    for (int i = 0; request == UFFDIO_COPY && i < pause_ms; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     return PoolOps::control(fd, request, argument);
   }
+  std::atomic<int> pause_ms{1};  // before each copy; less ends the one under way, too
 };
 
 // A host short of memory: some copies of several pages have done the first one when there is no
@@ -183,6 +185,7 @@ TEST_F(MemoryLoaderTest, what_is_dropped_before_it_came_reads_as_zeros) {
 }
 
 TEST_F(MemoryLoaderTest, what_a_restored_guest_returns_reads_as_zeros_and_stays_out_of_memory) {
+  x_slow.pause_ms = 500;
   ASSERT_NO_FATAL_FAILURE(start({.ops = &x_slow}));
   ReturnPipeline pipeline(*x_memory, {.pending = x_loader.get()});
   const uint64_t half = kTestPages / 2 * kPageBytes;
@@ -192,6 +195,7 @@ TEST_F(MemoryLoaderTest, what_a_restored_guest_returns_reads_as_zeros_and_stays_
   pipeline.flush_all();
   pipeline.given_back(half);
   EXPECT_FALSE(x_loader->complete()) << "it was too quick for this test";
+  x_slow.pause_ms = 0;
   wait_until_complete();
   uint64_t there = 0;
   for (uint64_t page = 0; page < kTestPages / 2; ++page) there += page % 3 == 0 ? 1 : 0;
