@@ -16,6 +16,7 @@
 #include "base/event_loop.h"
 #include "base/file_bytes.h"
 #include "base/log.h"
+#include "base/program_code.h"
 #include "base/unix_socket.h"
 #include "devices/console_output.h"
 #include "devices/virtio/console/console.h"
@@ -37,6 +38,8 @@ constexpr std::chrono::milliseconds kOutputPatience{1000};
 // The control API's socket is made when the guest has run for so long: one that ends before, as
 // many in a test suite do, does not pay for it.
 constexpr std::chrono::milliseconds kApiDelay{2};
+constexpr std::chrono::milliseconds kSettled{
+    100};  // after its start, most of its code is of no use
 
 // The signals that end a VM. They are blocked except while a session's loop waits for them, so that
 // none finds the default action in the gap of a restart and leaves the terminal raw.
@@ -156,6 +159,8 @@ class Session final : private RunControl {
       served = serve_api(run_dir, api);
     else
       serve->start(kApiDelay);
+    const auto settled = x_loop.make_timer(unmap_unused_code);
+    settled->start(kSettled);
     if (served) {
       x_mask.unblock();
       x_loop.run();
