@@ -96,7 +96,8 @@ UtmpIdentifier=tty1
 UtmpMode=user
 Environment=XDG_SESSION_TYPE=x11
 ExecStart=/usr/bin/startx /usr/lib/lethe/session -- vt1 -keeptty -nolisten tcp
-Restart=on-failure
+# xinit does not tell how the session ended, and the screen has no other login.
+Restart=always
 RestartSec=2
 
 [Install]
@@ -104,11 +105,11 @@ WantedBy=graphical.target
 )";
 
 constexpr std::string_view kSession = R"(#!/bin/sh
-# The programs of the X session; lethe-agent starts with graphical-session.target.
+# The programs of the X session. lethe-agent starts with graphical-session.target, when openbox
+# runs: where it finds no window manager, it is the window manager, and openbox would end.
 systemctl --user import-environment DISPLAY XAUTHORITY
-systemctl --user start lethe-session.target
 xterm &
-openbox
+openbox --startup "systemctl --user start lethe-session.target"
 systemctl --user stop lethe-session.target
 )";
 
