@@ -15,6 +15,9 @@ for disk in smoke scratch restart; do
   truncate -s 32M "$disks/$disk.img"
 done
 
+# A console's log has the guest's bytes alone: Lethe's own lines, in $log.err, come when they come, in
+# the middle of the guest's.
+
 # Waits until the file has the text, or the deadline passes.
 wait_for() { # wait_for FILE TEXT SECONDS
   left=$(($3 * 5))
@@ -30,7 +33,7 @@ power_button() {
   log=$OUT/linux-powerbutton.log
   # A timeout(1) passes the signal on, and sees to it that the guest ends one day.
   timeout -s KILL 240 "$LETHE" run guest-tests/lab/signals/linux-powerbutton.toml \
-    </dev/null >"$log" 2>&1 &
+    </dev/null >"$log" 2>"$log.err" &
   lethe_pid=$!
   if ! wait_for "$log" "powerbutton: ready" 120; then
     echo "FAIL linux-powerbutton: the guest never got ready"
@@ -43,7 +46,7 @@ power_button() {
   wait $lethe_pid || code=$?
   if [ $code != 0 ] || ! grep -q "powerbutton: passed" "$log"; then
     echo "FAIL linux-powerbutton: exit code $code; the end of its console:"
-    tail -n 10 "$log"
+    tail -n 10 "$log" "$log.err"
     return 1
   fi
   echo "PASS linux-powerbutton"
@@ -57,9 +60,9 @@ memory_return() { # memory_return NAME SHARE PULL --set KEY=VALUE...
   shift 3
   log=$OUT/linux-memory-$name.log
   line=$("$PROBE" -t "$log" -p "$pull" -w 240000 \
-    "$LETHE" run guest-tests/lab/signals/linux-memory.toml "$@") || {
+    "$LETHE" run guest-tests/lab/signals/linux-memory.toml "$@" 2>"$log.err") || {
     echo "FAIL linux-memory-$name: the end of its console:"
-    tail -n 20 "$log"
+    tail -n 20 "$log" "$log.err"
     return 1
   }
   echo "$line" | tr ' ' '\n' >"$log.figures"
@@ -68,7 +71,7 @@ memory_return() { # memory_return NAME SHARE PULL --set KEY=VALUE...
   freed=$(($(figure free_end) - $(figure free_filled)))
   if [ "$(figure exit)" != 0 ] || ! grep -q "lethe-test: memory: passed" "$log"; then
     echo "FAIL linux-memory-$name: $line; the end of its console:"
-    tail -n 20 "$log"
+    tail -n 20 "$log" "$log.err"
     return 1
   fi
   if [ $freed -lt 100000 ] || [ $back -lt $((freed * share)) ]; then
@@ -82,12 +85,12 @@ memory_return() { # memory_return NAME SHARE PULL --set KEY=VALUE...
 snapshot() {
   log=$OUT/linux-snapshot.log
   rm -rf "$OUT/snapshot"
-  "$LETHE" run guest-tests/lab/signals/linux-snapshot.toml </dev/null >"$log" 2>&1 &
+  "$LETHE" run guest-tests/lab/signals/linux-snapshot.toml </dev/null >"$log" 2>"$log.err" &
   lethe_pid=$!
   if ! wait_for "$log" "lethe-snapshot: round 4" 120 ||
     ! "$LETHE" snapshot linux-snapshot "$OUT/snapshot" >"$log.saved" 2>&1; then
     echo "FAIL linux-snapshot: it was not saved: $(cat "$log.saved"); the end of its console:"
-    tail -n 20 "$log"
+    tail -n 20 "$log" "$log.err"
     kill -KILL $lethe_pid
     wait $lethe_pid
     return 1
@@ -95,7 +98,7 @@ snapshot() {
   kill -KILL $lethe_pid
   wait $lethe_pid
   code=0
-  timeout -s KILL 120 "$LETHE" restore "$OUT/snapshot" </dev/null >"$log.again" 2>&1 || code=$?
+  timeout -s KILL 120 "$LETHE" restore "$OUT/snapshot" </dev/null >"$log.again" 2>"$log.err" || code=$?
   # Each round once, from where it was saved to the end.
   first=$(sed -n 's/.*lethe-snapshot: round \([0-9]*\).*/\1/p' "$log.again" | head -n 1)
   rounds=$(grep -c "lethe-snapshot: round" "$log.again")
@@ -103,7 +106,7 @@ snapshot() {
   if [ $code != 0 ] || ! grep -q "lethe-test: snapshot: passed" "$log.again" ||
     [ "${first:-0}" -lt 4 ] || [ "$rounds" != $((13 - first)) ]; then
     echo "FAIL linux-snapshot: exit code $code, first round ${first:-none}; the restored console:"
-    tail -n 30 "$log.again"
+    tail -n 30 "$log.again" "$log.err"
     return 1
   fi
   echo "PASS linux-snapshot: goes on with round $first; $(cat "$log.saved")"
@@ -128,7 +131,7 @@ start_screen() { # start_screen NAME
   name=$1
   log=$OUT/$name.log
   mkdir -p "$OUT/$name"
-  timeout -s KILL 600 "$LETHE" run "guest-tests/lab/screen/$name.toml" </dev/null >"$log" 2>&1 &
+  timeout -s KILL 600 "$LETHE" run "guest-tests/lab/screen/$name.toml" </dev/null >"$log" 2>"$log.err" &
   lethe_pid=$!
   # The socket is there before the guest runs.
   left=100
@@ -156,7 +159,7 @@ end_screen() { # end_screen WORD
   wait $lethe_pid || code=$?
   if [ $code != 0 ] || ! grep -q "lethe-test: $1: passed" "$log"; then
     echo "FAIL $name: exit code $code; the end of its console:"
-    tail -n 25 "$log"
+    tail -n 25 "$log" "$log.err"
     return 1
   fi
   echo "PASS $name"
@@ -165,7 +168,7 @@ give_up() {
   # The guest says what it misses, before long.
   wait_for "$log" "FAILED" 70
   sleep 2
-  tail -n 60 "$log"
+  tail -n 60 "$log" "$log.err"
   kill -INT $lethe_pid
   sleep 1
   kill -KILL $lethe_pid 2>/dev/null
@@ -209,7 +212,7 @@ windows() {
 vsock() {
   log=$OUT/linux-vsock.log
   timeout -s KILL 240 "$LETHE" run guest-tests/lab/signals/linux-vsock.toml \
-    </dev/null >"$log" 2>&1 &
+    </dev/null >"$log" 2>"$log.err" &
   lethe_pid=$!
   code=0
   if ! wait_for "$log" "vsock_peer: ready" 120; then
@@ -225,7 +228,7 @@ vsock() {
   wait $lethe_pid || code=$?
   if [ $code != 0 ] || ! grep -q "lethe-test: vsock: passed" "$log"; then
     echo "FAIL linux-vsock: exit code $code; the end of its console:"
-    tail -n 20 "$log"
+    tail -n 20 "$log" "$log.err"
     return 1
   fi
   echo "PASS linux-vsock: $(sed -n 's/^vsock_peer: //p' "$log.host")"
@@ -284,7 +287,7 @@ net() {
   [ ! -d /ship/.lab ] || set -- unshare -m sh -c 'mkdir -p /tmp/root && mount -o rbind / /tmp/root &&
     cd /tmp/root && mount -o move . / && exec chroot . sh -c "cd /ship && exec \"\$@\"" sh "$@"' sh
   timeout -s KILL 240 "$@" "$LETHE" run guest-tests/lab/signals/linux-net.toml \
-    </dev/null >"$log" 2>&1 &
+    </dev/null >"$log" 2>"$log.err" &
   lethe_pid=$!
   forwarded=0
   fetch_from_guest "$log" 127.0.0.1:8081 || forwarded=1
@@ -296,7 +299,7 @@ net() {
     ! grep -q "lethe-test: net: sum $sum" "$log"; then
     echo "FAIL linux-net: exit code $code, the file's sum is $sum, that of what came through the" \
       "forwarded port $fetched; the end of its console:"
-    tail -n 20 "$log"
+    tail -n 20 "$log" "$log.err"
     return 1
   fi
   echo "PASS linux-net: an address by DHCP, 4 MiB from the host's loopback, 4 MiB by a forwarded port"
@@ -307,7 +310,7 @@ net() {
 tap() {
   log=$OUT/linux-tap.log
   timeout -s KILL 240 "$LETHE" run guest-tests/lab/signals/linux-tap.toml \
-    </dev/null >"$log" 2>&1 &
+    </dev/null >"$log" 2>"$log.err" &
   lethe_pid=$!
   left=100
   until ip addr add 198.51.100.1/24 dev vm0 2>/dev/null || [ $left = 0 ]; do
@@ -325,7 +328,7 @@ tap() {
     ! grep -q "lethe-test: tap: sum $sum" "$log"; then
     echo "FAIL linux-tap: exit code $code, the file's sum is $sum, that of what the guest sent" \
       "$fetched; the end of its console:"
-    tail -n 20 "$log"
+    tail -n 20 "$log" "$log.err"
     return 1
   fi
   echo "PASS linux-tap: $(sed -n 's/.*lethe-test: tap: \([0-9]* bytes.*\)/\1/p' "$log" | tr -d '\r' |

@@ -62,7 +62,6 @@ class Vmm {
     if (child_ == 0) {
       dup2(in[0], STDIN_FILENO);
       dup2(out[1], STDOUT_FILENO);
-      dup2(out[1], STDERR_FILENO);
       execvp(argv[0], argv);
       std::perror(argv[0]);
       _exit(127);
