@@ -234,16 +234,17 @@ void NetIo::run(size_t slot, bool send, bool receive) {
   if (slot < x_active_pairs) {
     Slot& entry = *x_slots[slot];
     entry.spinner.woke();
-    bool rests = take_turns(entry.pair, send, receive);
+    Turns turns = take_turns(entry.pair, send, receive);
     const auto look = [&] {
-      rests = take_turns(entry.pair, true, true);
-      return !rests || entry.pair.take_worked();
+      turns = take_turns(entry.pair, true, true);
+      return !turns.rest || turns.worked;
     };
     unsigned rounds = 0;
-    while (rests && rounds++ < kRoundsMax) {
-      if (entry.spinner.finds(look)) continue;
+    while (turns.rest && rounds++ < kRoundsMax) {
+      // What a rate limit holds back comes with its timer.
+      if (!turns.throttled && entry.spinner.finds(look)) continue;
       if (!entry.pair.want_kicks()) break;
-      rests = take_turns(entry.pair, true, true);
+      turns = take_turns(entry.pair, true, true);
     }
     if (rounds > kRoundsMax) x_again->signal();  // after the loop's other work
     entry.spinner.sleeps();
@@ -251,32 +252,31 @@ void NetIo::run(size_t slot, bool send, bool receive) {
   update_interest(slot);
 }
 
-// True if there is nothing more to do for now.
-bool NetIo::take_turns(NetPair& pair, bool send, bool receive) {
-  bool rests = true;
-  if (send) rests &= take_turn(pair.send());
-  if (receive) rests &= take_turn(pair.receive());
-  return rests;
+NetIo::Turns NetIo::take_turns(NetPair& pair, bool send, bool receive) {
+  Turns turns;
+  if (send) note_turn(pair.send(), turns);
+  if (receive) note_turn(pair.receive(), turns);
+  turns.worked = pair.take_worked();
+  return turns;
 }
 
-bool NetIo::take_turn(NetPair::Turn turn) {
+void NetIo::note_turn(NetPair::Turn turn, Turns& turns) {
   switch (turn) {
     case NetPair::Turn::kIdle:
-      return true;
+      return;
     case NetPair::Turn::kMore:
-      x_again->signal();
-      return false;
+      turns.rest = false;
+      return x_again->signal();
     case NetPair::Turn::kThrottled:
+      turns.throttled = true;
       if (!std::exchange(x_timer_runs, true)) ++x_counters.throttled;
       // Set anew each time: the other direction, or a limit that was lifted, may be due sooner.
-      x_timer->start(std::max<std::chrono::nanoseconds>(std::chrono::microseconds(1),
-                                                        x_shared.next_allowed()));
-      return true;
+      return x_timer->start(std::max<std::chrono::nanoseconds>(std::chrono::microseconds(1),
+                                                               x_shared.next_allowed()));
     case NetPair::Turn::kLost:
-      lose_ports();
-      return false;
+      turns.rest = false;
+      return lose_ports();
   }
-  return true;
 }
 
 void NetIo::update_interest(size_t slot) {

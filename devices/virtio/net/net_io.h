@@ -97,8 +97,13 @@ class NetIo final : private NetCommands {
   void on_kick(uint16_t index);
   void run_all();
   void run(size_t slot, bool send, bool receive);
-  bool take_turns(NetPair& pair, bool send, bool receive);
-  bool take_turn(NetPair::Turn turn);
+  struct Turns {
+    bool rest = true;  // nothing more to do until a kick, the port, or the timer wakes us
+    bool worked = false;
+    bool throttled = false;
+  };
+  Turns take_turns(NetPair& pair, bool send, bool receive);
+  void note_turn(NetPair::Turn turn, Turns& turns);
   void update_interest(size_t slot);
   void tell_ports();
   void update_link();

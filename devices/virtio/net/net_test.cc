@@ -339,6 +339,52 @@ TEST(NetLimits, hold_frames_back_and_lose_none) {
   EXPECT_GT(guest.counters().throttled, 0u);
 }
 
+// Takes what it is given, and counts how often it is asked for a frame, of which there is none.
+class AskedPort final : public NetPort {
+ public:
+  explicit AskedPort(std::atomic<unsigned>& asked) : x_asked(asked) {}
+  [[nodiscard]] int fd() const override { return x_never.fd(); }
+  [[nodiscard]] uint64_t offloads() const override { return 0; }
+  [[nodiscard]] bool has_header() const override { return false; }
+  [[nodiscard]] uint32_t frame_bytes_max() const override { return kStreamFrameBytesMax; }
+  void set_guest_offloads(uint64_t /*features*/) override {}
+  void set_active(bool /*active*/) override {}
+  [[nodiscard]] Sent send(std::span<NetFrame> frames) override { return {.taken = frames.size()}; }
+  [[nodiscard]] Next next() override {
+    ++x_asked;
+    return {.state = NetIoState::kWouldBlock};
+  }
+  [[nodiscard]] Received receive(std::span<const iovec> /*room*/) override {
+    return {.state = NetIoState::kWouldBlock};
+  }
+  [[nodiscard]] NetIoState skip() override { return NetIoState::kWouldBlock; }
+
+ private:
+  std::atomic<unsigned>& x_asked;
+  EventFd x_never = EventFd::create().value();
+};
+
+TEST(NetTest, looks_again_only_as_long_as_that_pays_off) {
+  std::atomic<unsigned> asked{0};
+  NetPorts ports;
+  ports.push_back(std::make_unique<AskedPort>(asked));
+  NetGuest guest(std::move(ports));
+  const auto frame = guest.make({}, make_frame(60, 1));
+  const auto send = [&](unsigned count) {
+    for (unsigned i = 0; i < count; ++i) ASSERT_TRUE(guest.transport().request(1, frame));
+  };
+  ASSERT_NO_FATAL_FAILURE(send(2000));  // one after another: there it may pay off
+  constexpr unsigned kSlow = 50;
+  unsigned before = 0;
+  for (unsigned i = 0; i < 2 * kSlow; ++i) {
+    if (i == kSlow) before = asked;
+    // As a guest that sends now and then: what is looked for meanwhile does not come.
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    ASSERT_NO_FATAL_FAILURE(send(1));
+  }
+  EXPECT_LT(asked - before, 8 * kSlow);
+}
+
 TEST(NetLimits, hold_for_what_is_received_too) {
   StreamPeer peer;
   NetGuest guest(peer.ports(), {.limits = {.bandwidth_max = 100'000}});  // 10 KB at once
