@@ -146,8 +146,7 @@ class Guest {
       : x_device(make(std::move(socket))), x_guest(*x_memory, *x_device) {
     x_guest.start(~uint64_t{0}, kRing);
   }
-  void kick_if_wanted(uint16_t queue) { x_guest.kick_if_wanted(queue); }
-  FakeDriver& driver(uint16_t queue) { return x_guest.driver(queue); }
+  FakeTransport& transport() { return x_guest; }
   GuestAddr alloc(uint64_t bytes) { return x_guest.heap().alloc(bytes, 4096); }
   uint8_t* host(GuestAddr at, uint64_t bytes) { return x_memory->slice(at, bytes)->data; }
 
@@ -189,7 +188,7 @@ class Sending {
 
   double device() {
     const Round round;
-    FakeDriver& driver = x_guest.driver(1);
+    FakeDriver& driver = x_guest.transport().driver(1);
     uint64_t added = 0;
     uint64_t left = x_frames * (x_frame + kStreamPrefixBytes);
     while (left > 0) {
@@ -203,7 +202,7 @@ class Sending {
       }
       if (added > before) {
         driver.publish();
-        x_guest.kick_if_wanted(1);
+        x_guest.transport().kick_if_wanted(1);
       }
       left -= x_reader.read();
       while (driver.poll_used()) {
@@ -255,13 +254,13 @@ class Receiving {
     x_memory = x_guest.host(memory, x_memory_bytes);
     for (uint32_t i = 0; i < kRing; ++i)
       add({GuestAddr{memory.value + uint64_t{i} * size}, size, true});
-    x_guest.driver(0).publish();
-    x_guest.kick_if_wanted(0);
+    x_guest.transport().driver(0).publish();
+    x_guest.transport().kick_if_wanted(0);
   }
 
   double device() {
     const Round round;
-    FakeDriver& driver = x_guest.driver(0);
+    FakeDriver& driver = x_guest.transport().driver(0);
     uint64_t written = 0;
     // A buffer with a frame's beginning has the header.
     for (uint64_t left = x_frames * (x_frame + uint64_t{kHeader}); left > 0;) {
@@ -274,7 +273,7 @@ class Receiving {
       }
       if (any) {
         driver.publish();
-        x_guest.kick_if_wanted(0);
+        x_guest.transport().kick_if_wanted(0);
       }
       round.check();
     }
@@ -300,7 +299,8 @@ class Receiving {
 
  private:
   void add(const FakeBuffer& buffer) {
-    const auto head = x_guest.driver(0).prepare({&buffer, 1}, FakeDriver::Table::kDirect);
+    const auto head =
+        x_guest.transport().driver(0).prepare({&buffer, 1}, FakeDriver::Table::kDirect);
     if (!head) give_up("the ring is full");
     x_buffers[*head] = buffer;
   }

@@ -58,6 +58,10 @@ double mib_a_second(Clock::time_point start) {
          std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+void check_time(Clock::time_point start) {
+  if (Clock::now() - start > kPatience) give_up("nothing goes on");
+}
+
 // The host program: writes or reads what there is room or data for, without waiting.
 class HostProgram {
  public:
@@ -253,9 +257,6 @@ class Device {
     if (header.op == VIRTIO_VSOCK_OP_RW) x_received += header.len;
     if (header.op == VIRTIO_VSOCK_OP_RST) give_up("the stream was reset");
   }
-  static void check_time(Clock::time_point start) {
-    if (Clock::now() - start > kPatience) give_up("the device does not go on");
-  }
 
   const std::string x_path;
   UniqueFd x_listener;
@@ -292,14 +293,16 @@ class Bare {
     HostProgram program(x_socket.get());
     const auto start = Clock::now();
     x_worker.start([this] { copy(::write); });
-    for (uint64_t received = 0; received < kRoundBytes;) received += program.read();
+    for (uint64_t received = 0; received < kRoundBytes; check_time(start))
+      received += program.read();
     return mib_a_second(start);
   }
   double to_guest() {
     HostProgram program(x_socket.get());
     const auto start = Clock::now();
     x_worker.start([this] { copy(::read); });
-    for (uint64_t sent = 0; sent < kRoundBytes;) sent += program.write(kRoundBytes - sent);
+    for (uint64_t sent = 0; sent < kRoundBytes; check_time(start))
+      sent += program.write(kRoundBytes - sent);
     x_worker.wait();
     return mib_a_second(start);
   }

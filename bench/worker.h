@@ -2,6 +2,9 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <thread>
 #include <utility>
@@ -36,13 +39,22 @@ class Worker {
     x_state.store(kBusy);
     x_state.notify_one();
   }
-  // Until it is done. Does not sleep, so that the waking up is in nobody's time.
+  // Until it is done; ends the process if it is not in time. Does not sleep, so that the waking up
+  // is in nobody's time.
   void wait() const {
-    while (x_state.load() == kBusy) __builtin_ia32_pause();
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    while (x_state.load() == kBusy) {
+      if (std::chrono::steady_clock::now() > deadline) {
+        std::fprintf(stderr, "the bare loop does not go on\n");
+        std::_Exit(1);
+      }
+      __builtin_ia32_pause();
+    }
   }
 
  private:
   enum State : int { kIdle, kBusy, kEnd };
+  static constexpr std::chrono::seconds kPatience{20};
   std::function<void()> x_work;  // changed only while idle: x_state's store hands it over
   std::atomic<int> x_state{kIdle};
   std::thread x_thread;
