@@ -28,13 +28,19 @@ wait_for() { # wait_for FILE TEXT SECONDS
   done
 }
 
+# Runs a guest beside us: its console goes to $log, $lethe_pid is a timeout(1), which passes signals on
+# and sees to it that the guest ends one day. BEFORE: words of a program that runs lethe.
+start() { # start CONFIG SECONDS [BEFORE...]
+  config=guest-tests/lab/$1 limit=$2
+  shift 2
+  timeout -s KILL "$limit" "$@" "$LETHE" run "$config" </dev/null >"$log" 2>"$log.err" &
+  lethe_pid=$!
+}
+
 # SIGTERM presses the power button, the guest powers off, exit code 0.
 power_button() {
   log=$OUT/linux-powerbutton.log
-  # A timeout(1) passes the signal on, and sees to it that the guest ends one day.
-  timeout -s KILL 240 "$LETHE" run guest-tests/lab/signals/linux-powerbutton.toml \
-    </dev/null >"$log" 2>"$log.err" &
-  lethe_pid=$!
+  start signals/linux-powerbutton.toml 240
   if ! wait_for "$log" "powerbutton: ready" 120; then
     echo "FAIL linux-powerbutton: the guest never got ready"
     kill -INT $lethe_pid
@@ -131,8 +137,7 @@ start_screen() { # start_screen NAME
   name=$1
   log=$OUT/$name.log
   mkdir -p "$OUT/$name"
-  timeout -s KILL 600 "$LETHE" run "guest-tests/lab/screen/$name.toml" </dev/null >"$log" 2>"$log.err" &
-  lethe_pid=$!
+  start "screen/$name.toml" 600
   # The socket is there before the guest runs.
   left=100
   until [ -e "$XDG_RUNTIME_DIR/lethe/$name/gui.sock" ] || [ $left = 0 ]; do
@@ -211,9 +216,7 @@ windows() {
 # A stock kernel's sockets: 100 streams each way at once, every byte compared.
 vsock() {
   log=$OUT/linux-vsock.log
-  timeout -s KILL 240 "$LETHE" run guest-tests/lab/signals/linux-vsock.toml \
-    </dev/null >"$log" 2>"$log.err" &
-  lethe_pid=$!
+  start signals/linux-vsock.toml 240
   code=0
   if ! wait_for "$log" "vsock_peer: ready" 120; then
     echo "FAIL linux-vsock: the guest never listened"
@@ -286,9 +289,7 @@ net() {
   # shellcheck disable=SC2016
   [ ! -d /ship/.lab ] || set -- unshare -m sh -c 'mkdir -p /tmp/root && mount -o rbind / /tmp/root &&
     cd /tmp/root && mount -o move . / && exec chroot . sh -c "cd /ship && exec \"\$@\"" sh "$@"' sh
-  timeout -s KILL 240 "$@" "$LETHE" run guest-tests/lab/signals/linux-net.toml \
-    </dev/null >"$log" 2>"$log.err" &
-  lethe_pid=$!
+  start signals/linux-net.toml 240 "$@"
   forwarded=0
   fetch_from_guest "$log" 127.0.0.1:8081 || forwarded=1
   code=0
@@ -309,9 +310,7 @@ net() {
 # host, a file each way.
 tap() {
   log=$OUT/linux-tap.log
-  timeout -s KILL 240 "$LETHE" run guest-tests/lab/signals/linux-tap.toml \
-    </dev/null >"$log" 2>"$log.err" &
-  lethe_pid=$!
+  start signals/linux-tap.toml 240
   left=100
   until ip addr add 198.51.100.1/24 dev vm0 2>/dev/null || [ $left = 0 ]; do
     left=$((left - 1))
@@ -353,8 +352,9 @@ commands() {
   echo "PASS linux-exec"
 }
 
-# $CASES, if given, are the only ones.
+# $CASES, if given, are the only ones; those of $EXCEPT are none.
 wanted() { # wanted CASE
+  case " ${EXCEPT:-} " in *" $1 "*) return 1 ;; esac
   [ -z "${CASES:-}" ] && return 0
   case " $CASES " in *" $1 "*) return 0 ;; esac
   return 1
